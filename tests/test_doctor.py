@@ -1,0 +1,88 @@
+"""``segfuse doctor`` in a process of its own: complete report, and a reason for whatever is missing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HIDE = """
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            raise ImportError("hidden from this test")
+
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def segfuse(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEGFUSE_")}
+    command = [sys.executable, "-m", "segfuse", *args]
+    return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, timeout=120)
+
+
+def hide(folder: Path, name: str) -> str:
+    """A PYTHONPATH under which importing ``name`` fails."""
+    (folder / "sitecustomize.py").write_text(HIDE.format(name=name))
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def test_report_is_complete():
+    run = segfuse("doctor", "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(run.stdout)
+    assert report["ready"] and report["problems"] == []
+    assert set(report["versions"]) == {"segfuse", "torch", "numpy", "python", "platform"}
+    assert set(report) >= {"backends", "cpu", "threads", "cuda", "environment", "warnings", "errors"}
+    for reasons in report["backends"].values():
+        assert list(reasons) == ["cpp", "cuda", "numba", "reference"]
+        assert reasons["cpp"] is None and reasons["reference"] is None
+        assert reasons["cuda"] and reasons["numba"]
+    assert report["cpu"]["isa_used"] in report["cpu"]["isa_found"]
+    assert report["threads"]["torch"] >= 1
+    assert len(report["threads"]["openmp"]) <= 1, "a second OpenMP runtime was loaded"
+
+
+def test_text_ends_with_the_verdict():
+    run = segfuse("doctor")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1].startswith("ready: losses run on the cpp")
+    assert "backends of pixel_stats" in run.stdout
+
+
+def test_missing_extension_shows_its_reason(tmp_path):
+    run = segfuse("doctor", "--json", PYTHONPATH=hide(tmp_path, "segfuse._cpp"))
+    assert run.returncode == 1, run.stderr
+    report = json.loads(run.stdout)
+    assert "hidden from this test" in report["errors"]["segfuse._cpp"]
+    for reasons in report["backends"].values():
+        assert reasons["cpp"] is not None and reasons["reference"] is None
+    assert "hidden from this test" in report["problems"][0]
+
+
+def test_missing_torch_says_how_to_install_it(tmp_path):
+    run = segfuse("doctor", PYTHONPATH=hide(tmp_path, "torch"))
+    assert run.returncode == 1, run.stderr
+    assert "hidden from this test" in run.stdout
+    assert "install torch" in run.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("variable", ["SEGFUSE_BACKEND", "SEGFUSE_ISA"])
+def test_forced_choice_that_does_not_exist(variable):
+    run = segfuse("doctor", "--json", **{variable: "abacus"})
+    assert run.returncode == 1, run.stderr
+    report = json.loads(run.stdout)
+    assert report["environment"][variable] == "abacus"
+    assert f"{variable}=abacus" in report["problems"][0]
+
+
+def test_version_and_help():
+    assert segfuse("--version").stdout.startswith("segfuse ")
+    text = segfuse("--help").stdout
+    assert "doctor" in text and "demo" in text
+    assert segfuse().returncode == 2
