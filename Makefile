@@ -11,6 +11,15 @@ CPP     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 PEERS   :=
 ADD_requires := cmake ninja
 
+define SMOKE
+import torch, segfuse
+x = torch.randn(2, 3, 8, 8, requires_grad=True)
+loss = segfuse.DiceLoss() + segfuse.CrossEntropyLoss()
+loss(x, torch.zeros(2, 8, 8, dtype=torch.long)).backward()
+assert x.grad.isfinite().all()
+endef
+export SMOKE
+
 .NOTPARALLEL:
 .PHONY: help demo test bench lint typecheck wheel readme clean
 
@@ -42,7 +51,7 @@ wheel: $(BIN)/python  ## build a wheel into dist/ and try it in a fresh environm
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/dist/*.whl) \
 	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
-	&& cd "$$tmp" && venv/bin/segfuse doctor
+	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
 	@ls -l dist
 
 clean:  ## remove everything that was built, .venv included
