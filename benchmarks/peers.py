@@ -1,0 +1,297 @@
+"""What segfuse is measured against: for every loss the obvious plain torch code, and the same loss of public libraries.
+
+`LOSSES` is the only table. A row names a segfuse loss, its plain torch code (which `torch.compile` gets too) and the
+terms of a compound; `LIBRARIES` has one function per library that returns its losses under the same names. A new loss
+is a line in each.
+
+Rules, meant to be generous to the peers:
+
+- Labels are held as users hold them: segfuse, plain torch and compiled code get uint8 (binary) or int64 (multiclass)
+  labels. Peers that want float labels (binary) or a channel axis (MONAI) get them ready-made, outside the timed region.
+  One-hot encoding that a library does inside its own loss counts: its users pay for it in every step.
+- Parameters are set so that value and gradient equal segfuse's. Where a library reduces in another way (SMP sums over
+  the batch, kornia skips absent classes) segfuse is set to that library's way: `Peer.options`, and that segfuse call is
+  timed for the comparison. A mean that differs by the number of classes is scaled in the comparison only.
+- A library without a class for a compound is given as the sum of its classes, as its users write it.
+- kornia's region losses take 2-D images only; volumes are passed as views of shape (N, C, D, H * W).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+# Plain torch, as one writes it: logits (N, C, *spatial); labels (N, 1, *spatial) for C = 1, else (N, *spatial). -------
+
+
+def confusion(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft true positives, false positives and false negatives of every sample and class."""
+    if logits.shape[1] == 1:
+        p, y = logits.sigmoid(), labels.to(logits.dtype)
+    else:
+        p, y = logits.softmax(1), F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    axes = tuple(range(2, logits.ndim))
+    tp = (p * y).sum(axes)
+    return tp, p.sum(axes) - tp, y.sum(axes) - tp
+
+
+def dice_terms(logits: Tensor, labels: Tensor) -> Tensor:
+    tp, fp, fn = confusion(logits, labels)
+    return 1 - (2 * tp + 1) / (2 * tp + fp + fn + 1)
+
+
+def tversky_terms(logits: Tensor, labels: Tensor) -> Tensor:
+    tp, fp, fn = confusion(logits, labels)
+    return 1 - (tp + 1) / (tp + 0.3 * fp + 0.7 * fn + 1)
+
+
+def dice(logits: Tensor, labels: Tensor) -> Tensor:
+    return dice_terms(logits, labels).mean()
+
+
+def log_cosh_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    return dice_terms(logits, labels).cosh().log().mean()
+
+
+def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
+    tp, fp, fn = confusion(logits, labels)
+    return (1 - (tp + 1) / (tp + fp + fn + 1)).mean()
+
+
+def tversky(logits: Tensor, labels: Tensor) -> Tensor:
+    return tversky_terms(logits, labels).mean()
+
+
+def focal_tversky(logits: Tensor, labels: Tensor) -> Tensor:
+    return (tversky_terms(logits, labels) ** 0.75).mean()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels)
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        y = labels.to(logits.dtype)
+        ce = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        return ((0.25 * y + 0.75 * (1 - y)) * (1 - torch.exp(-ce)) ** 2 * ce).mean()
+    ce = F.cross_entropy(logits, labels, reduction="none")
+    return ((1 - torch.exp(-ce)) ** 2 * ce).mean()
+
+
+def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
+    return dice(logits, labels) + cross_entropy(logits, labels)
+
+
+def combo(logits: Tensor, labels: Tensor) -> Tensor:
+    return 0.25 * cross_entropy(logits, labels) + 0.5 * dice(logits, labels)  # alpha = beta = 0.5
+
+
+def dice_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    return dice(logits, labels) + focal(logits, labels)
+
+
+def four(logits: Tensor, labels: Tensor) -> Tensor:
+    return focal(logits, labels) + dice(logits, labels) + tversky(logits, labels) + cross_entropy(logits, labels)
+
+
+def compiled(function: LossFunction) -> LossFunction:
+    """`torch.compile` of plain code for one fixed shape, compiled anew."""
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One row: `segfuse(module, **options)` builds the loss, with a peer's way of reducing if `options` say so."""
+
+    title: str
+    segfuse: Callable[..., LossFunction]
+    plain: LossFunction
+    terms: tuple[str, ...] = ()  # of a compound: the rows it is the sum of
+    one_pass: bool = False  # the gradient can be written while the forward pass reads
+
+
+def _four(sf: Any, **options: Any) -> LossFunction:
+    parts = {"focal": sf.FocalLoss(), "dice": sf.DiceLoss(**options)}
+    return sf.CompoundLoss({**parts, "tversky": sf.TverskyLoss(**options), "ce": sf.CrossEntropyLoss()})
+
+
+LOSSES: dict[str, Loss] = {
+    "focal": Loss("Focal", lambda sf, **o: sf.FocalLoss(**o), focal, one_pass=True),
+    "ce": Loss("Cross-entropy", lambda sf, **o: sf.CrossEntropyLoss(**o), cross_entropy, one_pass=True),
+    "dice": Loss("Dice", lambda sf, **o: sf.DiceLoss(**o), dice),
+    "jaccard": Loss("Jaccard", lambda sf, **o: sf.JaccardLoss(**o), jaccard),
+    "tversky": Loss("Tversky", lambda sf, **o: sf.TverskyLoss(**o), tversky),
+    "focal_tversky": Loss("Focal Tversky", lambda sf, **o: sf.FocalTverskyLoss(**o), focal_tversky),
+    "log_cosh_dice": Loss("Log-cosh Dice", lambda sf, **o: sf.LogCoshDiceLoss(**o), log_cosh_dice),
+    "dice_ce": Loss("Dice + CE", lambda sf, **o: sf.DiceCELoss(**o), dice_ce, ("dice", "ce")),
+    "combo": Loss("Combo", lambda sf, **o: sf.ComboLoss(**o), combo, ("dice", "ce")),
+    "dice_focal": Loss("Dice + focal", lambda sf, **o: sf.DiceFocalLoss(**o), dice_focal, ("dice", "focal")),
+    "four": Loss("Focal + Dice + Tversky + CE", _four, four, ("focal", "dice", "tversky", "ce")),
+}
+
+LARGE = [(16, 1, 512, 512), (2, 1, 128, 128, 128), (8, 19, 512, 512), (2, 14, 96, 96, 96), (1, 117, 96, 96, 96)]
+SMALL = (4, 1, 64, 64)
+SHAPES: list[tuple[int, ...]] = [*LARGE, SMALL]
+
+# What the classes need that cannot be built without arguments, for the run over every public class.
+ARGUMENTS: dict[str, Callable[[Any], LossFunction]] = {
+    "CompoundLoss": _four,
+    "RegionLoss": lambda sf: sf.RegionLoss(lambda s: 1 - (2 * s.tp + 1) / (s.pred + s.true + 1)),
+}
+
+
+# The libraries --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peer:
+    call: LossFunction
+    options: Mapping[str, Any] = field(default_factory=dict)  # what makes segfuse's loss the same function
+    scale: float = 1.0  # segfuse's value over the peer's
+
+
+def part(package: str, name: str) -> Any:
+    """Import `package.name`, if need be without running `package/__init__.py`.
+
+    Importing SMP needs timm, and a torchvision wheel that was built for another torch cannot load its compiled
+    operators. The losses need neither.
+    """
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except (ImportError, RuntimeError):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.submodule_search_locations is None:
+            raise
+        for key in [key for key in sys.modules if key == package or key.startswith(package + ".")]:
+            del sys.modules[key]
+        stub = types.ModuleType(package)
+        stub.__path__ = list(spec.submodule_search_locations)
+        sys.modules[package] = stub
+        return importlib.import_module(f"{package}.{name}")
+
+
+def weighted(*terms: tuple[float, LossFunction]) -> LossFunction:
+    return lambda logits, labels: sum((weight * term(logits, labels) for weight, term in terms), start=torch.zeros(()))
+
+
+def monai(classes: int) -> dict[str, Peer]:
+    m = part("monai", "losses")
+    activation = {"sigmoid": True} if classes == 1 else {"softmax": True, "to_onehot_y": True}
+    smooth = {**activation, "smooth_nr": 1.0, "smooth_dr": 1.0}
+    dice, dice_ce = m.DiceLoss(**smooth), m.DiceCELoss(**smooth)
+    tversky = m.TverskyLoss(alpha=0.3, beta=0.7, **smooth)
+    if classes == 1:
+        focal = m.FocalLoss(alpha=0.25, gamma=2.0)
+        dice_focal = m.DiceFocalLoss(alpha=0.25, gamma=2.0, **smooth)
+    else:  # DiceFocalLoss has a sigmoid focal term even with softmax=True, so the sum is what computes the same
+        focal = m.FocalLoss(gamma=2.0, use_softmax=True, to_onehot_y=True)
+        dice_focal = weighted((1.0, dice), (classes, focal))
+    return {
+        "focal": Peer(focal, scale=classes),
+        "dice": Peer(dice),
+        "jaccard": Peer(m.DiceLoss(jaccard=True, **activation, smooth_nr=2.0, smooth_dr=2.0)),
+        "tversky": Peer(tversky),
+        "dice_ce": Peer(dice_ce),
+        "combo": Peer(m.DiceCELoss(lambda_dice=0.5, lambda_ce=0.25, **smooth)),
+        "dice_focal": Peer(dice_focal),
+        "four": Peer(weighted((1.0, dice_ce), (classes, focal), (1.0, tversky))),
+    }
+
+
+def smp(classes: int) -> dict[str, Peer]:
+    s = part("segmentation_models_pytorch", "losses")
+    mode = "binary" if classes == 1 else "multiclass"
+    batch = {"batch": True}
+    dice = s.DiceLoss(mode, smooth=0.5)
+    tversky = s.TverskyLoss(mode, smooth=1.0, alpha=0.3, beta=0.7)
+    power = s.TverskyLoss(mode, smooth=1.0, alpha=0.3, beta=0.7, gamma=0.75)
+    if classes == 1:
+        ce = s.SoftBCEWithLogitsLoss(ignore_index=None)
+        focal, sigmoid = s.FocalLoss(mode, alpha=0.25, gamma=2.0), {}
+    else:
+        ce = s.SoftCrossEntropyLoss(smooth_factor=0.0, ignore_index=None)
+        focal, sigmoid = s.FocalLoss(mode, gamma=2.0), {"activation": "sigmoid", "alpha": None}
+    losses = {
+        "focal": Peer(focal, sigmoid),
+        "ce": Peer(ce),
+        "dice": Peer(dice, batch),
+        "jaccard": Peer(s.JaccardLoss(mode, smooth=1.0), batch),
+        "tversky": Peer(tversky, batch),
+        "focal_tversky": Peer(power, {**batch, "power": "after_mean"}),
+        "dice_ce": Peer(weighted((1.0, dice), (1.0, ce)), batch),
+        "combo": Peer(weighted((0.5, dice), (0.25, ce)), batch),
+    }
+    if classes == 1:  # the multiclass FocalLoss is one-vs-rest, not softmax
+        losses["dice_focal"] = Peer(weighted((1.0, dice), (1.0, focal)), batch)
+        losses["four"] = Peer(weighted((1.0, focal), (1.0, dice), (1.0, tversky), (1.0, ce)), batch)
+    return losses
+
+
+def kornia(classes: int) -> dict[str, Peer]:
+    k = part("kornia", "losses")
+    if classes == 1:  # dice_loss and tversky_loss take a softmax over the one channel: constant
+        return {"focal": Peer(k.BinaryFocalLossWithLogits(alpha=0.25, gamma=2.0, reduction="mean"))}
+
+    def image(loss: LossFunction) -> LossFunction:
+        return lambda logits, labels: loss(logits.flatten(3), labels.flatten(2))
+
+    focal = k.FocalLoss(alpha=None, gamma=2.0, reduction="mean")
+    dice = image(k.DiceLoss(average="macro"))
+    tversky = image(k.TverskyLoss(alpha=0.3, beta=0.7))
+    present = {"smooth": (0.0, 1e-8), "empty": "skip"}
+    return {
+        "focal": Peer(focal, scale=classes),
+        "dice": Peer(dice, present),
+        "tversky": Peer(tversky, present),
+        "dice_ce": Peer(weighted((1.0, dice), (1.0, F.cross_entropy)), present),
+        "combo": Peer(weighted((0.5, dice), (0.25, F.cross_entropy)), present),
+        "dice_focal": Peer(weighted((1.0, dice), (classes, focal)), present),
+        "four": Peer(weighted((classes, focal), (1.0, dice), (1.0, tversky), (1.0, F.cross_entropy)), present),
+    }
+
+
+def torchvision(classes: int) -> dict[str, Peer]:
+    sigmoid_focal_loss = part("torchvision", "ops.focal_loss").sigmoid_focal_loss
+    if classes > 1:
+        return {}
+    return {"focal": Peer(lambda logits, labels: sigmoid_focal_loss(logits, labels, 0.25, 2.0, "mean"))}
+
+
+LIBRARIES: dict[str, Callable[[int], dict[str, Peer]]] = {
+    "monai": monai,
+    "smp": smp,
+    "kornia": kornia,
+    "torchvision": torchvision,
+}
+PACKAGES = {
+    "monai": "monai",
+    "smp": "segmentation-models-pytorch",
+    "kornia": "kornia",
+    "torchvision": "torchvision",
+}  # as named on installation
+
+
+def held(library: str, labels: Tensor, classes: int) -> Tensor:
+    """The labels as the users of `library` hold them."""
+    if classes == 1:
+        return labels.float()
+    return labels.unsqueeze(1) if library == "monai" else labels
