@@ -59,7 +59,7 @@ def case(loss: str, shape: tuple[int, ...]) -> Case:
 def test_forward_backward(
     benchmark: Any,
     bandwidth: Bandwidth,
-    report: dict[Any, dict[str, Any]],
+    report: dict[Any, Any],
     request: pytest.FixtureRequest,
     shape: tuple[int, ...],
     loss: str,

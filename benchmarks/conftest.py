@@ -14,7 +14,7 @@ sys.path.insert(0, str(HERE))
 from bandwidth import Bandwidth, Streams  # noqa: E402
 from targets import describe  # noqa: E402
 
-REPORT = pytest.StashKey[dict[Any, dict[str, Any]]]()
+REPORT = pytest.StashKey[dict[Any, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,13 +38,13 @@ def bandwidth() -> Bandwidth:
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> dict[Any, dict[str, Any]]:
-    """Case results as in a results file, printed at the end."""
+def report(request: pytest.FixtureRequest) -> dict[Any, Any]:
+    """Lines, and case results as in a results file, printed at the end."""
     return request.config.stash[REPORT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[REPORT]:
         terminalreporter.section("over the floor, over segfuse, peak memory")
-    for case in config.stash[REPORT].values():
-        terminalreporter.write_line(describe(case))
+    for entry in config.stash[REPORT].values():
+        terminalreporter.write_line(entry if isinstance(entry, str) else describe(entry))
