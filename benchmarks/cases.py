@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,18 @@ class Case:
         self._add("segfuse", lambda: Candidate(row.segfuse(segfuse()), self.labels))
         self._add("compile", lambda: Candidate(compiled(row.plain), self.labels))
         for library in libraries:
-            self._add(library, lambda name=library: self._peer(name))
+            self._add(library, partial(self._peer, library))
         for term in row.terms:
-            self._add(f"term {term}", lambda t=term: Candidate(LOSSES[t].segfuse(segfuse()), self.labels, against=None))
+            self._add(f"term {term}", partial(self._term, term))
 
     def _add(self, name: str, build: Callable[[], Candidate]) -> None:
         try:
             self.candidates[name] = build()
         except Exception as error:  # whatever a library raises is a reason to leave it out
             self.missing[name] = _reason(error)
+
+    def _term(self, loss: str) -> Candidate:
+        return Candidate(LOSSES[loss].segfuse(segfuse()), self.labels, against=None)
 
     def _peer(self, library: str) -> Candidate:
         classes = self.shape[1]
@@ -115,7 +118,7 @@ class Case:
 
         def run() -> Tensor:
             value = candidate.call(logits, candidate.labels)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
         return run
@@ -141,9 +144,9 @@ class Case:
         expected, direction = self._expected[candidate.against]
         if abs(value - expected) > RTOL * abs(expected):
             raise NotComparable(f"value {value:.7g}, {candidate.against} has {expected:.7g}")
-        error = gradient.mul_(candidate.scale).sub_(direction).abs_().max() / direction.abs().max()
-        if not error <= RTOL:
-            raise NotComparable(f"gradient differs from {candidate.against} by {error:.1e} of its largest entry")
+        off = gradient.mul_(candidate.scale).sub_(direction).abs_().max() / direction.abs().max()
+        if not off <= RTOL:
+            raise NotComparable(f"gradient differs from {candidate.against} by {off:.1e} of its largest entry")
 
     def verify_all(self) -> None:
         """Move every candidate that fails to `missing`, and free what the check kept."""
@@ -178,7 +181,7 @@ def small_calls() -> dict[str, Timed]:
         logits.grad = None
 
     def timed(loss: LossFunction, target: Tensor) -> Timed:
-        return clear, lambda: loss(logits, target).backward()  # type: ignore[no-untyped-call]
+        return clear, lambda: loss(logits, target).backward()
 
     calls = {"eager BCE": timed(torch.nn.functional.binary_cross_entropy_with_logits, labels.float())}
     for name in sf.losses.__all__:
