@@ -1,0 +1,265 @@
+// Evaluates a formula on the sums of pixel_stats, and its derivative by every sum.
+//
+// A formula is a list of instructions (ops/formula.py writes it); each makes one array of float64 with N or 1 rows and
+// C, C-1 or 1 columns, broadcasting as usual. The arrays are tiny, so what counts is to do it in one call:
+// as torch operations a Dice formula costs more than the fused pass over a small batch.
+// Backward runs the list in reverse. An entry without gradient passes none on, so 0 * inf never makes a NaN.
+#include <cmath>
+#include <vector>
+
+#include "../segfuse.h"
+
+namespace segfuse {
+namespace {
+
+// The order is the contract with ops/formula.py.
+enum Op : int32_t {
+  ROW, PARAMETER, SCALAR, VECTOR, NUMEL, SIZE_N, SIZE_C, CLASS_INDEX,
+  ADD, SUB, MUL, DIV, POW, MAXIMUM, MINIMUM, GT, GE, LT, LE, EQ, NE,
+  NEG, LOG, LOG1P, EXP, EXPM1, SQRT, ABS, TANH, SINH, COSH, LGAMMA,
+  WHERE, SUM_N, SUM_C, MAX_C, TAIL, HEAD, DETACH
+};
+
+struct Array {
+  int64_t rows, columns;
+  double* at;
+  int64_t size() const { return rows * columns; }
+  int64_t index(int64_t n, int64_t c) const { return (rows == 1 ? 0 : n) * columns + (columns == 1 ? 0 : c); }
+};
+
+double digamma(double x) {
+  double shift = 0;
+  for (; x < 10; ++x) shift -= 1 / x;
+  const double r = 1 / (x * x);
+  return shift + std::log(x) - 0.5 / x -
+         r * (1. / 12 - r * (1. / 120 - r * (1. / 252 - r * (1. / 240 - r * (1. / 132 - r * (691. / 32760 - r / 12))))));
+}
+
+double unary(int op, double a) {
+  switch (op) {
+    case NEG: return -a;
+    case LOG: return std::log(a);
+    case LOG1P: return std::log1p(a);
+    case EXP: return std::exp(a);
+    case EXPM1: return std::expm1(a);
+    case SQRT: return std::sqrt(a);
+    case ABS: return std::fabs(a);
+    case TANH: return std::tanh(a);
+    case SINH: return std::sinh(a);
+    case COSH: return std::cosh(a);
+    case LGAMMA: return std::lgamma(a);
+    default: return a;  // DETACH
+  }
+}
+
+double unary_slope(int op, double a, double out) {
+  switch (op) {
+    case NEG: return -1;
+    case LOG: return 1 / a;
+    case LOG1P: return 1 / (1 + a);
+    case EXP: return out;
+    case EXPM1: return out + 1;
+    case SQRT: return 0.5 / out;
+    case ABS: return a > 0 ? 1 : (a < 0 ? -1 : 0);
+    case TANH: return 1 - out * out;
+    case SINH: return std::cosh(a);
+    case COSH: return std::sinh(a);
+    case LGAMMA: return digamma(a);
+    default: return 0;
+  }
+}
+
+double binary(int op, double a, double b) {
+  switch (op) {
+    case ADD: return a + b;
+    case SUB: return a - b;
+    case MUL: return a * b;
+    case DIV: return a / b;
+    case POW: return std::pow(a, b);
+    case MAXIMUM: return a >= b || a != a ? a : b;
+    case MINIMUM: return a <= b || a != a ? a : b;
+    case GT: return a > b;
+    case GE: return a >= b;
+    case LT: return a < b;
+    case LE: return a <= b;
+    case EQ: return a == b;
+    default: return a != b;
+  }
+}
+
+struct Machine {
+  const Formula& f;
+  const FormulaInput& in;
+  std::vector<Array> arrays;
+  std::vector<double> memory;
+
+  Machine(const Formula& formula, const FormulaInput& input) : f(formula), in(input), arrays(formula.length) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < f.length; ++i) {
+      const int32_t shape = f.code[i * 5 + 4];
+      const int64_t columns[] = {1, in.C, in.C - 1};
+      arrays[i] = {(shape & 1) ? in.N : 1, columns[shape >> 1], nullptr};
+      total += arrays[i].size();
+    }
+    memory.resize(total);
+    double* at = memory.data();
+    for (Array& a : arrays) a.at = at, at += a.size();
+    for (int64_t i = 0; i < f.length; ++i) run(i);
+  }
+
+  const int32_t* instruction(int64_t i) const { return f.code + i * 5; }
+
+  // visit(out, a, b, c): indices of one output entry and of the entries it is made of
+  template <typename Visit>
+  void each(const Array& out, const Array& a, const Array& b, const Array& c, Visit visit) const {
+    for (int64_t n = 0, o = 0; n < out.rows; ++n)
+      for (int64_t k = 0; k < out.columns; ++k, ++o) visit(o, a.index(n, k), b.index(n, k), c.index(n, k));
+  }
+
+  void run(int64_t i) {
+    const int32_t *code = instruction(i), op = code[0];
+    const Array& out = arrays[i];
+    double* to = out.at;
+    switch (op) {
+      case ROW:
+        for (int64_t j = 0; j < out.size(); ++j) to[j] = in.sums[code[1] * in.N * in.C + j];
+        return;
+      case PARAMETER: *to = in.parameters[code[1]]; return;
+      case SCALAR: *to = f.constants[code[1]]; return;
+      case VECTOR:
+        for (int64_t c = 0; c < out.columns; ++c) to[c] = f.constants[code[1] + c];
+        return;
+      case NUMEL: *to = static_cast<double>(in.S); return;
+      case SIZE_N: *to = static_cast<double>(in.N); return;
+      case SIZE_C: *to = static_cast<double>(in.C); return;
+      case CLASS_INDEX:
+        for (int64_t c = 0; c < out.columns; ++c) to[c] = static_cast<double>(c);
+        return;
+      default: break;
+    }
+    const Array& a = arrays[code[1]];
+    switch (op) {
+      case SUM_N:
+      case SUM_C:
+        for (int64_t j = 0; j < out.size(); ++j) to[j] = 0;
+        for (int64_t n = 0, j = 0; n < a.rows; ++n)
+          for (int64_t c = 0; c < a.columns; ++c, ++j) to[out.index(n, c)] += a.at[j];
+        return;
+      case MAX_C:
+        for (int64_t n = 0; n < a.rows; ++n) {
+          to[n] = a.at[n * a.columns];
+          for (int64_t c = 1; c < a.columns; ++c) to[n] = std::fmax(to[n], a.at[n * a.columns + c]);
+        }
+        return;
+      case TAIL:
+      case HEAD:
+        for (int64_t n = 0, j = 0; n < out.rows; ++n)
+          for (int64_t c = 0; c < out.columns; ++c, ++j) to[j] = a.at[n * a.columns + c + (op == TAIL)];
+        return;
+      case WHERE: {
+        const Array &b = arrays[code[2]], &c = arrays[code[3]];
+        each(out, a, b, c, [&](int64_t o, int64_t x, int64_t y, int64_t z) { to[o] = a.at[x] != 0 ? b.at[y] : c.at[z]; });
+        return;
+      }
+      default: break;
+    }
+    if (op >= ADD && op <= NE) {
+      const Array& b = arrays[code[2]];
+      each(out, a, b, b, [&](int64_t o, int64_t x, int64_t y, int64_t) { to[o] = binary(op, a.at[x], b.at[y]); });
+    } else {
+      for (int64_t j = 0; j < out.size(); ++j) to[j] = unary(op, a.at[j]);
+    }
+  }
+
+  // Adds the gradient of instruction i to the gradients of its operands.
+  void reverse(int64_t i, std::vector<double>& gradient, double* coefficient, double* parameter_grad) const {
+    const int32_t *code = instruction(i), op = code[0];
+    const Array& out = arrays[i];
+    auto grad = [&](const Array& a) { return gradient.data() + (a.at - memory.data()); };
+    const double* g = grad(out);
+    if (op == ROW) {
+      for (int64_t j = 0; j < out.size(); ++j) coefficient[code[1] * in.N * in.C + j] += g[j];
+      return;
+    }
+    if (op == PARAMETER) {
+      parameter_grad[code[1]] += *g;
+      return;
+    }
+    if (op < ADD || op == DETACH || op == MAX_C || (op >= GT && op <= NE)) return;
+    const Array& a = arrays[code[1]];
+    double* ga = grad(a);
+    if (op == SUM_N || op == SUM_C) {
+      for (int64_t n = 0, j = 0; n < a.rows; ++n)
+        for (int64_t c = 0; c < a.columns; ++c, ++j) ga[j] += g[out.index(n, c)];
+    } else if (op == TAIL || op == HEAD) {
+      for (int64_t n = 0, j = 0; n < out.rows; ++n)
+        for (int64_t c = 0; c < out.columns; ++c, ++j) ga[n * a.columns + c + (op == TAIL)] += g[j];
+    } else if (op == WHERE) {
+      const Array &b = arrays[code[2]], &c = arrays[code[3]];
+      double *gb = grad(b), *gc = grad(c);
+      each(out, a, b, c, [&](int64_t o, int64_t x, int64_t y, int64_t z) { (a.at[x] != 0 ? gb[y] : gc[z]) += g[o]; });
+    } else if (op <= MINIMUM) {
+      const Array& b = arrays[code[2]];
+      double* gb = grad(b);
+      each(out, a, b, b, [&](int64_t o, int64_t x, int64_t y, int64_t) {
+        const double d = g[o], u = a.at[x], v = b.at[y];
+        if (d == 0) return;
+        switch (op) {
+          case ADD: ga[x] += d, gb[y] += d; break;
+          case SUB: ga[x] += d, gb[y] -= d; break;
+          case MUL: ga[x] += d * v, gb[y] += d * u; break;
+          case DIV: ga[x] += d / v, gb[y] -= d * out.at[o] / v; break;
+          case POW:
+            ga[x] += d * v * std::pow(u, v - 1);
+            if (u > 0) gb[y] += d * out.at[o] * std::log(u);
+            break;
+          case MAXIMUM: (u >= v || u != u ? ga[x] : gb[y]) += d; break;
+          default: (u <= v || u != u ? ga[x] : gb[y]) += d; break;
+        }
+      });
+    } else {
+      for (int64_t j = 0; j < out.size(); ++j)
+        if (g[j] != 0) ga[j] += g[j] * unary_slope(op, a.at[j], out.at[j]);
+    }
+  }
+};
+
+}  // namespace
+
+void formula_forward(const Formula& f, const FormulaInput& in, void* value, bool value_is_double, double* terms) {
+  const Machine m(f, in);
+  const Array& out = m.arrays[f.outputs[0]];
+  for (int64_t j = 0; j < out.size(); ++j) {
+    if (value_is_double) {
+      static_cast<double*>(value)[j] = out.at[j];
+    } else {
+      static_cast<float*>(value)[j] = static_cast<float>(out.at[j]);
+    }
+  }
+  for (int k = 1; k < f.n_outputs; ++k) terms[k - 1] = *m.arrays[f.outputs[k]].at;
+}
+
+void formula_backward(const Formula& f, const FormulaInput& in, const void* grad, bool grad_is_double,
+                      double* coefficient, int64_t rows, double* parameter_grad, int n_parameters) {
+  const Machine m(f, in);
+  for (int64_t j = 0; j < rows * in.N * in.C; ++j) coefficient[j] = 0;
+  for (int j = 0; j < n_parameters; ++j) parameter_grad[j] = 0;
+  std::vector<double> gradient(m.memory.size(), 0.0);
+  const Array& out = m.arrays[f.outputs[0]];
+  double* seed = gradient.data() + (out.at - m.memory.data());
+  for (int64_t j = 0; j < out.size(); ++j)
+    seed[j] = grad_is_double ? static_cast<const double*>(grad)[j] : static_cast<const float*>(grad)[j];
+  for (int64_t i = f.length - 1; i >= 0; --i) m.reverse(i, gradient, coefficient, parameter_grad);
+}
+
+double formula_ratio(const double* a, const double* b, int64_t length) {
+  double r = 1;
+  int64_t first = 0;
+  while (first < length && b[first] == 0) ++first;
+  if (first < length) r = a[first] / b[first];
+  for (int64_t i = 0; i < length; ++i)
+    if (std::fabs(a[i] - r * b[i]) > 1e-14 * std::fabs(a[i])) return NAN;
+  return r;
+}
+
+}  // namespace segfuse

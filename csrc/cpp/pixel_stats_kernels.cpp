@@ -1,0 +1,1288 @@
+// pixel_stats on one chunk of pixels, compiled once per instruction set (SEGFUSE_ISA names it).
+//
+// Memory:   each logit is read once from memory; everything else happens on a tile that stays in cache.
+// Numerics: float32 (float64 for float64 logits) on the tile; a tile's sums are added to float64.
+// Order:    tiles in index order inside a chunk, chunks in index order in the driver.
+// Ignored:  a pixel with m = 0 gets logit 0, y = 0 and u = 0 on the tile, so nothing of it reaches a sum.
+// Nothing from the standard library is instantiated here: an inline function compiled for AVX-512 must not be
+// the copy that the linker keeps for everybody.
+#include "../dtypes.h"
+#include "kernels.h"
+
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(...) _Pragma(SIMD_STRING(omp simd reduction(+ : __VA_ARGS__)))
+#define SIMD_STRING(x) #x
+
+namespace segfuse {
+namespace SEGFUSE_ISA {
+namespace {
+
+template <typename T>
+constexpr T CLAMP = T(1e-7);  // probabilities enter a logarithm no smaller than this
+template <typename T>
+constexpr T BIG = T(1e30);  // stands in for an infinite loss where it meets a factor 0
+
+// ---------------------------------------------------------------------------------------------------- tiles
+
+// Calls f(offset, stride, count, at) for every run of the pixels [begin, begin + length) that a view walks evenly.
+template <typename F>
+inline void runs(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, F f) {
+  if (op.dims == 1) return f(offset + begin * v.spatial[0], v.spatial[0], length, int64_t(0));
+  const int last = op.dims - 1;
+  for (int64_t at = 0; at < length;) {
+    int64_t rest = begin + at;
+    const int64_t column = rest % op.shape[last];
+    rest /= op.shape[last];
+    int64_t where = offset + column * v.spatial[last];
+    for (int d = last - 1; d >= 0; --d) {
+      where += (rest % op.shape[d]) * v.spatial[d];
+      rest /= op.shape[d];
+    }
+    const int64_t count = min_(op.shape[last] - column, length - at);
+    f(where, v.spatial[last], count, at);
+    at += count;
+  }
+}
+
+template <typename Source, typename T>
+inline void read(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, T* out) {
+  const Source* data = reinterpret_cast<const Source*>(v.data);
+  runs(op, v, offset, begin, length, [=](int64_t where, int64_t stride, int64_t count, int64_t at) {
+    const Source* in = data + where;
+    T* to = out + at;
+    if (stride == 1) {
+      SIMD for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(widen(in[i]));
+    } else {
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(widen(in[i * stride]));
+    }
+  });
+}
+
+#define SEGFUSE_READ(name, type) \
+  case name:                     \
+    return read<type>(op, v, offset, begin, length, out);
+
+// One row of a view as T. Integers above 2^24 (float) lose their last bits: class numbers are far below.
+template <typename T>
+void load(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, T* out) {
+  const int64_t offset = n * v.batch + c * v.channel;
+  switch (v.dtype) {
+    SEGFUSE_READ(F32, float)
+    SEGFUSE_READ(F64, double)
+    SEGFUSE_READ(F16, half)
+    SEGFUSE_READ(BF16, bfloat16)
+    SEGFUSE_READ(BOOL, uint8_t)
+    SEGFUSE_READ(U8, uint8_t)
+    SEGFUSE_READ(I8, int8_t)
+    SEGFUSE_READ(I16, int16_t)
+    SEGFUSE_READ(U16, uint16_t)
+    SEGFUSE_READ(I32, int32_t)
+    SEGFUSE_READ(U32, uint32_t)
+    SEGFUSE_READ(I64, int64_t)
+    SEGFUSE_READ(U64, uint64_t)
+  }
+}
+
+// One row of a view in place when it is already a row of T, else a copy in `buffer`.
+template <typename T>
+const T* row(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, T* buffer) {
+  const DType own = sizeof(T) == 4 ? F32 : F64;
+  if (v.dtype == own && op.dims == 1 && v.spatial[0] == 1)
+    return reinterpret_cast<const T*>(v.data) + n * v.batch + c * v.channel + begin;
+  load(op, v, n, c, begin, length, buffer);
+  return buffer;
+}
+
+template <typename Stored, typename T>
+inline void write(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, const T* in) {
+  Stored* data = reinterpret_cast<Stored*>(v.data);
+  runs(op, v, offset, begin, length, [=](int64_t where, int64_t stride, int64_t count, int64_t at) {
+    Stored* to = data + where;
+    const T* from = in + at;
+    if (stride == 1) {
+      SIMD for (int64_t i = 0; i < count; ++i) narrow(from[i], to[i]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) narrow(from[i], to[i * stride]);
+    }
+  });
+}
+
+template <typename T>
+void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const T* in);
+template <>
+void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const double* in) {
+  const int64_t offset = n * v.batch + c * v.channel;
+  v.dtype == F64 ? write<double>(op, v, offset, begin, length, in) : write<float>(op, v, offset, begin, length, in);
+}
+template <>
+void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const float* in) {
+  const int64_t offset = n * v.batch + c * v.channel;
+  if (v.dtype == F32) write<float>(op, v, offset, begin, length, in);
+  if (v.dtype == F16) write<half>(op, v, offset, begin, length, in);
+  if (v.dtype == BF16) write<bfloat16>(op, v, offset, begin, length, in);
+}
+
+// Where the output is a row of T it is written in place; `row_out` says where, `finish` stores the rest.
+template <typename T>
+T* row_out(const PixelStats& op, int64_t n, int64_t c, int64_t begin, T* buffer) {
+  const View& v = op.output;
+  const DType own = sizeof(T) == 4 ? F32 : F64;
+  if (v.dtype == own && op.dims == 1 && v.spatial[0] == 1)
+    return reinterpret_cast<T*>(v.data) + n * v.batch + c * v.channel + begin;
+  return buffer;
+}
+
+// ---------------------------------------------------------------------------------------------------- targets
+
+template <typename T>
+struct Target {
+  T* y;           // dense: y per element; index: class number per pixel (0 where ignored)
+  T* u;           // m, later m * weight
+  bool plain;     // every element of the tile is valid; u is not written then
+  bool hard;      // every y is 0 or 1
+  int64_t valid;  // sum m
+  int64_t invalid;
+};
+
+// Classifies the targets `y` of one tile against [0, top], the ignore index and the mask: u becomes m, and y becomes 0
+// where m = 0. `whole`: only whole numbers are allowed.
+template <typename T>
+inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, T top,
+                     bool whole, T* mask_buffer, Target<T>& t) {
+  T *y = t.y, *u = t.u;
+  int outside = 0, soft = 0;
+  SIMD_SUM(outside, soft) for (int64_t i = 0; i < length; ++i) {
+    const bool in = (y[i] >= T(0)) & (y[i] <= top);
+    const T z = in ? y[i] : T(0);
+    outside += (!in) | (whole & (z != static_cast<T>(static_cast<int32_t>(z))));
+    soft += (z != T(0)) & (z != T(1));
+  }
+  t.hard = whole || soft == 0;
+  t.plain = true;
+  t.valid = length;
+  t.invalid = 0;
+  const bool ignorable = op.ignore_index >= 0 && double(op.ignore_index) <= double(top);
+  if (outside == 0 && !ignorable && op.mask.data == nullptr) return;
+  const T ignore = static_cast<T>(op.ignore_index);
+  const bool masked = op.mask.data != nullptr;
+  if (masked) load(op, op.mask, n, op.mask.channel == 0 ? 0 : c, begin, length, mask_buffer);
+  int valid = 0, invalid = 0;
+  SIMD_SUM(valid, invalid) for (int64_t i = 0; i < length; ++i) {
+    const bool in = (y[i] >= T(0)) & (y[i] <= top);
+    const T z = in ? y[i] : T(0);
+    const bool inside = in & ((!whole) | (z == static_cast<T>(static_cast<int32_t>(z))));
+    const bool kept = (y[i] != ignore) & ((!masked) | (mask_buffer[masked ? i : 0] != T(0)));
+    invalid += kept & !inside;
+    valid += kept & inside;
+    u[i] = kept & inside ? T(1) : T(0);
+    y[i] = kept & inside ? z : T(0);
+  }
+  t.valid = valid;
+  t.invalid = invalid;
+  t.plain = valid == length;
+}
+
+// u = m * weight. Returns how many weights are negative.
+template <typename T>
+inline int multiply_weight(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool plain, T* u, T* buffer) {
+  const T* w = row(op, op.weight, n, c, begin, length, buffer);
+  int negative = 0;
+  SIMD_SUM(negative) for (int64_t i = 0; i < length; ++i) negative += w[i] < T(0);
+  if (plain) {
+    SIMD for (int64_t i = 0; i < length; ++i) u[i] = w[i];
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) u[i] = u[i] > T(0) ? w[i] : T(0);
+  }
+  return negative;
+}
+
+// ---------------------------------------------------------------------------------------------------- functions of p
+
+// x^a for x >= 0, with the exponents of the defaults exact and cheap
+template <typename T>
+inline T power(T x, T a) {
+  return a == T(0) ? T(1) : (a == T(1) ? x : pow_(x, a));
+}
+
+// The sums of one tile of one class that are functions of (p, y); `sum` is a callable (row) -> double&.
+template <bool W, typename T, typename Sum>
+inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u, int64_t length, Sum sum) {
+  auto weight = [u](int64_t i) { return W ? u[i] : T(1); };
+  const int* row = op.moment;
+  if (row[PRED] >= 0 || row[TP] >= 0) {
+    T sp = 0, spy = 0;
+    SIMD_SUM(sp, spy) for (int64_t i = 0; i < length; ++i) {
+      const T up = weight(i) * p[i];
+      sp += up;
+      spy += up * y[i];
+    }
+    if (row[PRED] >= 0) sum(row[PRED]) += sp;
+    if (row[TP] >= 0) sum(row[TP]) += spy;
+  }
+  auto total = [&](int moment, auto value) {
+    if (row[moment] < 0) return;
+    T s = 0;
+    SIMD_SUM(s) for (int64_t i = 0; i < length; ++i) s += value(i);
+    sum(row[moment]) += s;
+  };
+  total(PRED2, [=](int64_t i) { return weight(i) * p[i] * p[i]; });
+  total(TP2, [=](int64_t i) { return weight(i) * p[i] * p[i] * y[i]; });
+  total(L1, [=](int64_t i) { const T d = p[i] - y[i]; return weight(i) * (d < T(0) ? -d : d); });
+  total(SQ, [=](int64_t i) { return weight(i) * (p[i] - y[i]) * (p[i] - y[i]); });
+  for (int k = 0; k < op.terms; ++k) {
+    const Term& term = op.term[k];
+    if (term.kind != DSC && term.kind != DSC_PIXEL) continue;
+    const T a = static_cast<T>(term.a), b = static_cast<T>(term.b);
+    const bool pixel = term.kind == DSC_PIXEL;
+    T pos = 0, neg = 0;
+    SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+      const T q = power(T(1) - p[i], a) * p[i];
+      const T f = weight(i) * (pixel ? T(1) - (T(2) * q * y[i] + b) / (q + y[i] + b) : q);
+      pos += y[i] * f;
+      neg += (T(1) - y[i]) * f;
+    }
+    sum(term.row) += pos;
+    sum(term.row + 1) += neg;
+  }
+}
+
+// The sums that need the target alone.
+template <typename T, typename Sum>
+inline void target_sums(const PixelStats& op, const Target<T>& t, bool weighted, int64_t length, Sum sum) {
+  const int* row = op.moment;
+  if (row[COUNT] >= 0) sum(row[COUNT]) += static_cast<double>(t.valid);
+  auto total = [&](int moment, auto value) {
+    if (row[moment] < 0) return;
+    T s = 0;
+    SIMD_SUM(s) for (int64_t i = 0; i < length; ++i) s += value(i);
+    sum(row[moment]) += s;
+  };
+  const T *y = t.y, *u = t.u;
+  total(TRUE_COUNT, [=](int64_t i) { return y[i]; });
+  if (weighted) {
+    total(WEIGHT, [=](int64_t i) { return u[i]; });
+    total(TRUE, [=](int64_t i) { return u[i] * y[i]; });
+    total(TRUE2, [=](int64_t i) { return u[i] * y[i] * y[i]; });
+  } else {
+    if (row[WEIGHT] >= 0) sum(row[WEIGHT]) += static_cast<double>(t.valid);
+    total(TRUE, [=](int64_t i) { return y[i]; });
+    total(TRUE2, [=](int64_t i) { return y[i] * y[i]; });
+  }
+}
+
+template <typename T>
+struct MomentGradient {
+  T constant, by_y, by_p, by_py, l1;
+  bool any, dsc;
+  // coefficient(row) -> double
+  template <typename Coefficient>
+  MomentGradient(const PixelStats& op, Coefficient coefficient) {
+    auto of = [&](int moment) { return op.moment[moment] < 0 ? T(0) : static_cast<T>(coefficient(op.moment[moment])); };
+    constant = of(PRED);
+    by_y = of(TP) - T(2) * of(SQ);
+    by_p = T(2) * (of(PRED2) + of(SQ));
+    by_py = T(2) * of(TP2);
+    l1 = of(L1);
+    dsc = false;
+    for (int k = 0; k < op.terms; ++k) dsc |= op.term[k].kind == DSC || op.term[k].kind == DSC_PIXEL;
+    any = dsc;
+    for (int m = PRED; m < MOMENTS; ++m) any |= op.moment[m] >= 0;
+  }
+  bool linear() const { return by_p == T(0) && by_py == T(0) && l1 == T(0) && !dsc; }
+};
+
+// g = d(loss) / dp without the weight u
+template <typename T, typename Coefficient>
+inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, const T* p, const T* y, int64_t length,
+                            Coefficient coefficient, T* g) {
+  if (k.l1 == T(0)) {
+    SIMD for (int64_t i = 0; i < length; ++i) g[i] = (k.constant + k.by_y * y[i]) + (k.by_p + k.by_py * y[i]) * p[i];
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T sign = p[i] > y[i] ? T(1) : (p[i] < y[i] ? T(-1) : p[i] - y[i]);
+      g[i] = (k.constant + k.by_y * y[i]) + (k.by_p + k.by_py * y[i]) * p[i] + k.l1 * sign;
+    }
+  }
+  for (int j = 0; k.dsc && j < op.terms; ++j) {
+    const Term& term = op.term[j];
+    if (term.kind != DSC && term.kind != DSC_PIXEL) continue;
+    const T a = static_cast<T>(term.a), b = static_cast<T>(term.b);
+    const T pos = static_cast<T>(coefficient(term.row)), neg = static_cast<T>(coefficient(term.row + 1));
+    const bool pixel = term.kind == DSC_PIXEL;
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T r = T(1) - p[i];
+      const T dq = a == T(0) ? T(1) : power(r, a - T(1)) * (r - a * p[i]), q = power(r, a) * p[i];
+      const T by = q + y[i] + b;
+      const T df = pixel ? (-T(2) * y[i] * by + (T(2) * q * y[i] + b)) / (by * by) : T(1);
+      g[i] += (pos * y[i] + neg * (T(1) - y[i])) * df * dq;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------- functions of log p
+
+inline bool logarithmic(int kind) { return kind == FOCAL || kind == FOCAL_ALL || kind == POWER; }
+
+inline bool wants_logarithm(const PixelStats& op) {
+  for (int k = 0; k < op.terms; ++k)
+    if (logarithmic(op.term[k].kind)) return true;
+  return false;
+}
+
+// q^a, cheap for the exponents people use; minus_log_q >= 0
+enum Exponent { ZERO, ONE, TWO, GENERAL };
+inline Exponent exponent_of(double a) { return a == 0 ? ZERO : a == 1 ? ONE : a == 2 ? TWO : GENERAL; }
+
+template <Exponent E, typename T>
+inline T modulate(T q, T minus_log_q, T a) {
+  return E == ZERO ? T(1) : E == ONE ? q : E == TWO ? q * q : exp_(-a * minus_log_q);
+}
+
+// Runs the statements with the compile-time constant E that stands for the exponent.
+#define SEGFUSE_WITH_EXPONENT(exponent, ...)                          \
+  switch (exponent_of(exponent)) {                                    \
+    case ZERO: { constexpr Exponent E = ZERO; __VA_ARGS__ } break;    \
+    case ONE: { constexpr Exponent E = ONE; __VA_ARGS__ } break;      \
+    case TWO: { constexpr Exponent E = TWO; __VA_ARGS__ } break;      \
+    case GENERAL: { constexpr Exponent E = GENERAL; __VA_ARGS__ } break; \
+  }
+
+// f = (1-p)^a l, and df/dz for the sigmoid, where l = -log p, q = 1 - p, lq = -log q:  -(q^a)(q + a p l).
+template <Exponent E, typename T>
+inline T focal(T q, T l, T lq, T a) {
+  return E == ZERO ? l : modulate<E>(q, lq, a) * l;
+}
+template <Exponent E, typename T>
+inline T focal_slope(T p, T q, T l, T lq, T a) {
+  return E == ZERO ? -q : -modulate<E>(q, lq, a) * (q + a * (p * min_(l, BIG<T>)));
+}
+// df/dp for probabilities: -(q^a)/p - a q^(a-1) l, zero where the logarithm is clamped or q = 0
+template <Exponent E, typename T>
+inline T focal_slope_p(T p, T q, T l, T lq, T a) {
+  const T first = p >= CLAMP<T> ? -modulate<E>(q, lq, a) / p : T(0) * p;
+  return E == ZERO ? first : first - (q > T(0) ? a * exp_(-(a - T(1)) * lq) * l : T(0));
+}
+
+// ---------------------------------------------------------------------------------------------------- one element at a time
+
+constexpr int64_t TILE = 1024;
+
+template <typename T>
+struct Element {  // scratch of one thread
+  T x[TILE], y[TILE], u[TILE], w[TILE];
+  T p[TILE], r[TILE];    // p and 1 - p
+  T lp[TILE], lr[TILE];  // -log p and -log (1 - p)
+  T f[TILE], g[TILE];
+};
+
+template <typename T>
+struct ElementTile {
+  const T* p;
+  Target<T> t;
+  bool weighted;  // u matters
+};
+
+// Loads the target (and with it what is valid) of one tile of one class.
+template <typename T>
+inline Target<T> element_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, Element<T>& s) {
+  Target<T> t;
+  t.y = s.y;
+  t.u = s.u;
+  if (op.index_target) {
+    load(op, op.target, n, 0, begin, length, s.y);
+    classify(op, n, c, begin, length, T(op.C - 1), true, s.w, t);
+    const T own = static_cast<T>(c);
+    if (t.plain) {
+      SIMD for (int64_t i = 0; i < length; ++i) s.y[i] = s.y[i] == own ? T(1) : T(0);
+    } else {
+      SIMD for (int64_t i = 0; i < length; ++i) s.y[i] = s.y[i] == own && s.u[i] > T(0) ? T(1) : T(0);
+    }
+    t.hard = true;
+    if (c > 0) t.invalid = 0;  // counted once per pixel
+  } else {
+    load(op, op.target, n, c, begin, length, s.y);
+    classify(op, n, c, begin, length, T(1), op.target.dtype >= BOOL, s.w, t);
+  }
+  return t;
+}
+
+// Targets and weights of one tile; `keep` (m) goes to s.f.
+template <typename T>
+inline void element_load_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, Element<T>& s,
+                                ElementTile<T>& tile) {
+  tile.t = element_target(op, n, c, begin, length, s);
+  tile.weighted = !tile.t.plain || op.weight.data != nullptr;
+  if (!tile.t.plain) {
+    SIMD for (int64_t i = 0; i < length; ++i) s.f[i] = s.u[i];
+  }
+  if (op.weight.data != nullptr) tile.t.invalid += multiply_weight(op, n, c, begin, length, tile.t.plain, s.u, s.w);
+}
+
+// Probabilities and, for `logs`, their logarithms.
+template <typename T>
+inline void element_load(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool logs, Element<T>& s,
+                         ElementTile<T>& tile) {
+  const T* x = row(op, op.input, n, c, begin, length, s.x);
+  if (!tile.t.plain) {
+    SIMD for (int64_t i = 0; i < length; ++i) s.x[i] = s.f[i] > T(0) ? x[i] : T(0);
+    x = s.x;
+  }
+  T *p = s.p, *r = s.r, *lp = s.lp, *lr = s.lr;
+  if (op.activation == IDENTITY) {
+    tile.p = x;
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      r[i] = T(1) - x[i];
+      if (logs) {
+        lp[i] = -log_(max_(CLAMP<T>, x[i]));
+        lr[i] = -log_(max_(CLAMP<T>, T(1) - x[i]));
+      }
+    }
+  } else if (logs) {
+    tile.p = p;
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T z = x[i];
+      const T e = exp_(z < T(0) ? z : -z);
+      const T big = T(1) / (T(1) + e), small = e * big, l = log1p_(e);
+      p[i] = z < T(0) ? small : big;
+      r[i] = z < T(0) ? big : small;
+      lp[i] = (z < T(0) ? -z : T(0)) + l;
+      lr[i] = (z < T(0) ? T(0) : z) + l;
+    }
+  } else {
+    tile.p = p;
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T z = x[i];
+      const T e = exp_(z < T(0) ? z : -z);
+      const T big = T(1) / (T(1) + e), small = e * big;
+      p[i] = z < T(0) ? small : big;
+      r[i] = z < T(0) ? big : small;
+    }
+  }
+}
+
+// The two sums of one logarithmic term. The binary forms are linear in y; a hard y needs only its own side.
+template <bool W, typename T, typename Sum>
+inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t length, const Element<T>& s,
+                      Sum sum) {
+  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y, *u = tile.t.u;
+  auto weight = [u](int64_t i) { return W ? u[i] : T(1); };
+  const T a = static_cast<T>(term.a);
+  T pos = 0, neg = 0;
+  if (term.kind == POWER) {
+    SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+      const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
+      const T f = weight(i) * pow_(l, a);
+      pos += y[i] * f;
+      neg += (T(1) - y[i]) * f;
+    }
+  } else if (term.kind == FOCAL && tile.t.hard) {
+    SEGFUSE_WITH_EXPONENT(term.a, {
+      SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+        const bool one = y[i] > T(0);
+        const T f = weight(i) * focal<E>(one ? r[i] : p[i], one ? lp[i] : lr[i], one ? lr[i] : lp[i], a);
+        pos += one ? f : T(0);
+        neg += one ? T(0) : f;
+      }
+    })
+  } else {
+    const bool all = term.kind == FOCAL_ALL;
+    SEGFUSE_WITH_EXPONENT(term.a, {
+      SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+        const T a_one = all ? T(1) : y[i], a_zero = all ? T(1) : T(1) - y[i];
+        pos += a_one > T(0) ? weight(i) * a_one * focal<E>(r[i], lp[i], lr[i], a) : T(0) * p[i];
+        neg += a_zero > T(0) ? weight(i) * a_zero * focal<E>(p[i], lr[i], lp[i], a) : T(0) * p[i];
+      }
+    })
+  }
+  sum(term.row) += pos;
+  sum(term.row + 1) += neg;
+}
+
+// Adds d(coefficient . term) / dz (for probabilities: / dp) to f, without the weight.
+template <typename T, typename Coefficient>
+inline void term_gradient(const PixelStats& op, const Term& term, const ElementTile<T>& tile, int64_t length, Element<T>& s,
+                          Coefficient coefficient) {
+  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y;
+  T* f = s.f;
+  const T a = static_cast<T>(term.a);
+  const T pos = static_cast<T>(coefficient(term.row)), neg = static_cast<T>(coefficient(term.row + 1));
+  const bool raw = op.activation == IDENTITY;
+  if (term.kind == POWER) {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
+      const T dp = (r[i] >= CLAMP<T> ? (T(1) - y[i]) / r[i] : T(0)) - (p[i] >= CLAMP<T> ? y[i] / p[i] : T(0));
+      const T dl = raw ? dp : (T(1) - y[i]) * p[i] - y[i] * r[i];
+      const T slope = l > T(0) ? a * pow_(l, a - T(1)) * dl : T(0) * l;
+      f[i] += (pos * y[i] + neg * (T(1) - y[i])) * slope;
+    }
+  } else if (term.kind == FOCAL && tile.t.hard && !raw) {
+    SEGFUSE_WITH_EXPONENT(term.a, {
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const bool one = y[i] > T(0);
+        const T slope = focal_slope<E>(one ? p[i] : r[i], one ? r[i] : p[i], one ? lp[i] : lr[i], one ? lr[i] : lp[i], a);
+        f[i] += slope * (one ? pos : -neg);
+      }
+    })
+  } else {
+    const bool all = term.kind == FOCAL_ALL;
+    SEGFUSE_WITH_EXPONENT(term.a, {
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T one = raw ? focal_slope_p<E>(p[i], r[i], lp[i], lr[i], a) : focal_slope<E>(p[i], r[i], lp[i], lr[i], a);
+        const T zero = raw ? focal_slope_p<E>(r[i], p[i], lr[i], lp[i], a) : focal_slope<E>(r[i], p[i], lr[i], lp[i], a);
+        f[i] += pos * (all ? T(1) : y[i]) * one - neg * (all ? T(1) : T(1) - y[i]) * zero;
+      }
+    })
+  }
+}
+
+template <typename T>
+inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, const Element<T>& s, double* partial) {
+  auto sum = [partial](int row) -> double& { return partial[row]; };
+  target_sums(op, tile.t, tile.weighted, length, sum);
+  if (tile.weighted) {
+    moment_sums<true>(op, tile.p, tile.t.y, tile.t.u, length, sum);
+  } else {
+    moment_sums<false>(op, tile.p, tile.t.y, tile.t.u, length, sum);
+  }
+  for (int k = 0; k < op.terms; ++k) {
+    if (!logarithmic(op.term[k].kind)) continue;
+    if (tile.weighted) {
+      term_sums<true>(op.term[k], tile, length, s, sum);
+    } else {
+      term_sums<false>(op.term[k], tile, length, s, sum);
+    }
+  }
+}
+
+template <typename T, typename Coefficient>
+inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t begin, const ElementTile<T>& tile, int64_t length,
+                             bool logs, const MomentGradient<T>& moments, Coefficient coefficient, Element<T>& s) {
+  T *f = s.f, *g = s.g;
+  const T *p = tile.p, *r = s.r, *u = tile.t.u;
+  if (logs) {
+    SIMD for (int64_t i = 0; i < length; ++i) f[i] = T(0);
+    for (int k = 0; k < op.terms; ++k)
+      if (logarithmic(op.term[k].kind)) term_gradient(op, op.term[k], tile, length, s, coefficient);
+  }
+  T* out = row_out(op, n, c, begin, s.x);
+  if (moments.any) {
+    moment_gradient(op, moments, p, tile.t.y, length, coefficient, g);
+    const bool raw = op.activation == IDENTITY;
+    if (logs) {
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = (raw ? g[i] : p[i] * r[i] * g[i]) + f[i];
+    } else {
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = raw ? g[i] : p[i] * r[i] * g[i];
+    }
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] = f[i];
+  }
+  if (tile.weighted) {
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] *= u[i];
+  }
+  if (op.upstream.data != nullptr) {
+    const T* up = row(op, op.upstream, n, c, begin, length, s.w);
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] *= up[i];
+  }
+  if (out == s.x) store(op, op.output, n, c, begin, length, out);
+}
+
+template <typename T>
+int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, double* partial, void* scratch) {
+  Element<T>& s = *static_cast<Element<T>*>(scratch);
+  auto coefficient = [&](int row) { return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.N + n) * op.C + c]; };
+  const MomentGradient<T> moments(op, coefficient);
+  const bool gradient = op.output.data != nullptr, logs = wants_logarithm(op), probabilities = op.terms > 0 || moments.any;
+  for (int k = 0; partial != nullptr && k < op.rows; ++k) partial[k] = 0;
+  int64_t invalid = 0;
+  for (; begin < end; begin += TILE) {
+    const int64_t length = min_(TILE, end - begin);
+    ElementTile<T> tile;
+    element_load_target(op, n, c, begin, length, s, tile);
+    invalid += tile.t.invalid;
+    if (probabilities) element_load(op, n, c, begin, length, logs, s, tile);
+    if (partial != nullptr) element_sums(op, tile, length, s, partial);
+    if (gradient) element_gradient(op, n, c, begin, tile, length, logs, moments, coefficient, s);
+  }
+  return invalid;
+}
+
+// The loss of every element: sum over terms of coefficient * part, times u.
+template <typename T>
+int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
+  Element<T>& s = *static_cast<Element<T>*>(scratch);
+  auto coefficient = [&](int row) { return static_cast<T>(op.coefficient[(row * op.N + n) * op.C + c]); };
+  int64_t invalid = 0;
+  for (; begin < end; begin += TILE) {
+    const int64_t length = min_(TILE, end - begin);
+    ElementTile<T> tile;
+    element_load_target(op, n, c, begin, length, s, tile);
+    element_load(op, n, c, begin, length, true, s, tile);
+    invalid += tile.t.invalid;
+    T* out = s.f;
+    const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y, *u = tile.t.u;
+    for (int64_t i = 0; i < length; ++i) out[i] = T(0);
+    for (int k = 0; k < op.terms; ++k) {
+      const Term& term = op.term[k];
+      const T a = static_cast<T>(term.a), b = static_cast<T>(term.b);
+      const T pos = coefficient(term.row), neg = coefficient(term.row + 1);
+      const int kind = term.kind;
+      const bool all = kind == FOCAL_ALL;
+      if (kind == FOCAL || all) {
+        SEGFUSE_WITH_EXPONENT(term.a, {
+          SIMD for (int64_t i = 0; i < length; ++i) {
+            const T one = pos * (all ? T(1) : y[i]), zero = neg * (all ? T(1) : T(1) - y[i]);
+            out[i] += one != T(0) ? one * focal<E>(r[i], lp[i], lr[i], a) : T(0) * p[i];
+            out[i] += zero != T(0) ? zero * focal<E>(p[i], lr[i], lp[i], a) : T(0) * p[i];
+          }
+        })
+        continue;
+      }
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
+        const T q = power(T(1) - p[i], a) * p[i];
+        const T f = kind == POWER ? pow_(l, a) : (kind == DSC ? q : T(1) - (T(2) * q * y[i] + b) / (q + y[i] + b));
+        out[i] += (pos * y[i] + neg * (T(1) - y[i])) * f;
+      }
+    }
+    if (tile.weighted) {
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] *= u[i];
+    }
+    store(op, op.output, n, c, begin, length, out);
+  }
+  return invalid;
+}
+
+// ---------------------------------------------------------------------------------------------------- softmax
+
+// Short tiles keep C rows in the first cache; with many classes longer rows cost fewer page walks.
+inline int64_t softmax_tile(int64_t C) { return C <= 32 ? 128 : 512; }
+
+template <typename T>
+struct Softmax {
+  int64_t C, tile;
+  T *x_copy, *e, *y, *u_class, *g, *h;             // [C, tile]
+  T *m, *keep, *inverse, *label, *u, *other, *ls;  // [tile]; keep: valid; label: class number, for dense y the largest class
+  T *p, *q, *l, *lq, *w, *dot;                     // [tile]; of the class `label`
+  T* table;                                        // [K, C] coefficients
+  int32_t* index;                                  // [tile] label as a number
+  const T** x;                                     // [C]
+  bool weighted, class_weighted, plain, logs, dense_logs, nonlinear, probabilities;
+  int64_t valid, invalid;
+
+  static size_t elements(const PixelStats& op) {
+    return (6 * op.C + 13) * softmax_tile(op.C) + op.rows * op.C;
+  }
+  static size_t bytes(const PixelStats& op) {
+    return elements(op) * sizeof(T) + softmax_tile(op.C) * sizeof(int32_t) + op.C * sizeof(T*) + 64;
+  }
+  Softmax(const PixelStats& op, void* scratch) : C(op.C), tile(softmax_tile(op.C)) {
+    T* at = static_cast<T*>(scratch);
+    auto take = [&at](int64_t count) {
+      T* taken = at;
+      at += count;
+      return taken;
+    };
+    x_copy = take(C * tile), e = take(C * tile), y = take(C * tile), u_class = take(C * tile), g = take(C * tile);
+    h = take(C * tile);
+    m = take(tile), keep = take(tile), inverse = take(tile), label = take(tile), u = take(tile), other = take(tile);
+    ls = take(tile), p = take(tile), q = take(tile), l = take(tile), lq = take(tile), w = take(tile), dot = take(tile);
+    table = take(op.rows * C);
+    x = reinterpret_cast<const T**>(static_cast<T*>(scratch) + (elements(op) + 1) / 2 * 2);
+    index = reinterpret_cast<int32_t*>(x + C);
+    class_weighted = op.weight.data != nullptr && op.weight.channel != 0;
+    logs = wants_logarithm(op);
+    dense_logs = logs && !op.index_target;
+    nonlinear = !op.index_target;  // y of every class is needed: the sums go class by class
+    for (int k = 0; k < op.terms; ++k) {
+      dense_logs |= op.term[k].kind == FOCAL_ALL;
+      nonlinear |= !logarithmic(op.term[k].kind);
+    }
+    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 || op.moment[SQ] >= 0;
+    probabilities = op.terms > 0 || nonlinear || op.moment[PRED] >= 0 || op.moment[TP] >= 0;
+  }
+  const T* weight(int64_t c) const { return class_weighted ? u_class + c * tile : u; }
+};
+
+template <typename T>
+inline void softmax_target(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s) {
+  Target<T> t;
+  if (op.index_target) {
+    t.y = s.label;
+    t.u = s.u;
+    load(op, op.target, n, 0, begin, length, s.label);
+    classify(op, n, 0, begin, length, T(op.C - 1), true, s.other, t);
+    for (int64_t i = 0; i < length; ++i) s.index[i] = static_cast<int32_t>(s.label[i]);
+    s.plain = t.plain;
+    s.valid = t.valid;
+    s.invalid = t.invalid;
+  } else {
+    s.plain = true;
+    s.invalid = 0;
+    T* all = s.u;  // m of the pixel: every class must be valid
+    SIMD for (int64_t i = 0; i < length; ++i) all[i] = T(1);
+    for (int64_t c = 0; c < s.C; ++c) {
+      t.y = s.y + c * s.tile;
+      t.u = s.dot;
+      load(op, op.target, n, c, begin, length, t.y);
+      classify(op, n, c, begin, length, T(1), op.target.dtype >= BOOL, s.other, t);
+      s.invalid += t.invalid;
+      if (t.plain) continue;
+      s.plain = false;
+      SIMD for (int64_t i = 0; i < length; ++i) all[i] *= s.dot[i];
+    }
+    s.valid = length;
+    if (!s.plain) {
+      T count = 0;
+      SIMD_SUM(count) for (int64_t i = 0; i < length; ++i) count += all[i];
+      s.valid = static_cast<int64_t>(count);
+      for (int64_t c = 0; c < s.C; ++c) {
+        T* y = s.y + c * s.tile;
+        SIMD for (int64_t i = 0; i < length; ++i) y[i] *= all[i];
+      }
+    }
+  }
+}
+
+// Targets and weights of one tile.
+template <typename T>
+inline void softmax_load_target(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s) {
+  softmax_target(op, n, begin, length, s);
+  T* u = s.u;
+  const bool plain = s.plain;
+  if (!plain) {
+    SIMD for (int64_t i = 0; i < length; ++i) s.keep[i] = u[i];
+  }
+  s.weighted = !plain || op.weight.data != nullptr || op.upstream.data != nullptr;
+  if (s.class_weighted) {
+    for (int64_t c = 0; c < s.C; ++c) {
+      T* own = s.u_class + c * s.tile;
+      if (!plain) {
+        SIMD for (int64_t i = 0; i < length; ++i) own[i] = u[i];
+      }
+      s.invalid += multiply_weight(op, n, c, begin, length, plain, own, s.g);
+    }
+  } else if (op.weight.data != nullptr) {
+    s.invalid += multiply_weight(op, n, 0, begin, length, plain, u, s.g);
+  } else if (plain && op.upstream.data != nullptr) {
+    SIMD for (int64_t i = 0; i < length; ++i) u[i] = T(1);
+  }
+  if (op.upstream.data != nullptr) {
+    const T* up = row(op, op.upstream, n, 0, begin, length, s.g);
+    for (int64_t c = 0; c < (s.class_weighted ? s.C : 1); ++c) {
+      T* own = s.class_weighted ? s.u_class + c * s.tile : u;
+      SIMD for (int64_t i = 0; i < length; ++i) own[i] *= up[i];
+    }
+  }
+}
+
+// Exponentials, their sum and the target class's probability. `slope` (for the gradient) additionally sums slope . e into `dot`.
+template <typename T>
+inline void softmax_load(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s, const T* slope) {
+  T *m = s.m, *other = s.other, *dot = s.dot;
+  for (int64_t c = 0; c < s.C; ++c) {
+    T* copy = s.x_copy + c * s.tile;
+    s.x[c] = row(op, op.input, n, c, begin, length, copy);
+    if (s.plain) continue;
+    const T* x = s.x[c];
+    SIMD for (int64_t i = 0; i < length; ++i) copy[i] = s.keep[i] > T(0) ? x[i] : T(0);
+    s.x[c] = copy;
+  }
+
+  // 1. largest logit; for dense targets also its class
+  T* label = s.label;
+  const T* x0 = s.x[0];
+  SIMD for (int64_t i = 0; i < length; ++i) m[i] = x0[i];
+  if (op.index_target) {
+    for (int64_t c = 1; c < s.C; ++c) {
+      const T* x = s.x[c];
+      SIMD for (int64_t i = 0; i < length; ++i) m[i] = x[i] > m[i] ? x[i] : m[i];
+    }
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) label[i] = T(0);
+    for (int64_t c = 1; c < s.C; ++c) {
+      const T* x = s.x[c];
+      const T own = static_cast<T>(c);
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        label[i] = x[i] > m[i] ? own : label[i];
+        m[i] = x[i] > m[i] ? x[i] : m[i];
+      }
+    }
+    for (int64_t i = 0; i < length; ++i) s.index[i] = static_cast<int32_t>(label[i]);
+  }
+  // 2. exponentials and their sum; for logarithms without the class `label`, which would swallow the small ones
+  SIMD for (int64_t i = 0; i < length; ++i) other[i] = dot[i] = T(0);
+  for (int64_t c = 0; c < s.C; ++c) {
+    const T* x = s.x[c];
+    T* e = s.e + c * s.tile;
+    const T own = static_cast<T>(c);
+    if (slope != nullptr) {
+      const T a = slope[c];
+      if (s.logs) {
+        SIMD for (int64_t i = 0; i < length; ++i) {
+          const T v = exp_(x[i] - m[i]);
+          e[i] = v;
+          other[i] += label[i] == own ? T(0) : v;
+          dot[i] += a * v;
+        }
+      } else {
+        SIMD for (int64_t i = 0; i < length; ++i) {
+          const T v = exp_(x[i] - m[i]);
+          e[i] = v;
+          other[i] += v;
+          dot[i] += a * v;
+        }
+      }
+    } else if (s.logs) {
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T v = exp_(x[i] - m[i]);
+        e[i] = v;
+        other[i] += label[i] == own ? T(0) : v;
+      }
+    } else {
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T v = exp_(x[i] - m[i]);
+        e[i] = v;
+        other[i] += v;
+      }
+    }
+  }
+  // 3. per pixel: 1 / sum, and p, 1 - p, -log p, -log(1 - p) of the class `label`
+  T *inverse = s.inverse, *p = s.p, *q = s.q, *l = s.l, *lq = s.lq, *ls = s.ls;
+  for (int64_t i = 0; i < length; ++i) p[i] = s.e[s.index[i] * s.tile + i];
+  if (s.logs) {
+    for (int64_t i = 0; i < length; ++i) l[i] = m[i] - s.x[s.index[i]][i];
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T v = T(1) / (p[i] + other[i]);
+      ls[i] = log1p_(max_(T(0), other[i] + (p[i] - T(1))));
+      l[i] += ls[i];
+      inverse[i] = v;
+      p[i] *= v;
+      q[i] = other[i] * v;
+    }
+    bool general = false;
+    for (int k = 0; k < op.terms; ++k) general |= exponent_of(op.term[k].a) == GENERAL;
+    if (general) {
+      SIMD for (int64_t i = 0; i < length; ++i) lq[i] = ls[i] - log_(other[i]);
+    }
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      inverse[i] = T(1) / other[i];
+      p[i] *= inverse[i];
+    }
+  }
+}
+
+// p, 1 - p, -log p and -log(1 - p) of class c of pixel i
+template <typename T>
+struct ClassPixel {
+  T p, q, l, lq;
+};
+template <typename T>
+inline ClassPixel<T> class_pixel(const Softmax<T>& s, int64_t c, int64_t i, bool general) {
+  ClassPixel<T> v;
+  v.p = s.e[c * s.tile + i] * s.inverse[i];
+  v.l = (s.m[i] - s.x[c][i]) + s.ls[i];
+  v.q = s.label[i] == static_cast<T>(c) ? s.q[i] : T(1) - v.p;
+  v.lq = general ? -log_(v.q) : T(0);
+  return v;
+}
+
+// y of class c on the tile
+template <typename T>
+inline const T* class_target(const PixelStats& op, const Softmax<T>& s, int64_t c, int64_t length, T* buffer) {
+  if (!op.index_target) return s.y + c * s.tile;
+  const T own = static_cast<T>(c);
+  if (s.plain) {
+    SIMD for (int64_t i = 0; i < length; ++i) buffer[i] = s.label[i] == own ? T(1) : T(0);
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) buffer[i] = s.label[i] == own ? s.keep[i] : T(0);
+  }
+  return buffer;
+}
+
+// cross-entropy of every pixel against dense targets, in `out`
+template <typename T>
+inline void dense_cross_entropy(const Softmax<T>& s, int64_t length, T* out) {
+  SIMD for (int64_t i = 0; i < length; ++i) out[i] = T(0);
+  for (int64_t c = 0; c < s.C; ++c) {
+    const T *y = s.y + c * s.tile, *x = s.x[c];
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] += y[i] > T(0) ? y[i] * ((s.m[i] - x[i]) + s.ls[i]) : T(0) * s.ls[i];
+  }
+}
+
+template <typename T>
+inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, double* partial) {
+    const int64_t C = s.C;
+    const int* row = op.moment;
+    const T *inverse = s.inverse, *u = s.u;
+    const int32_t* index = s.index;
+
+    // sums over the target class of index labels: adds value(i) to row `k` at the pixel's class
+    auto scatter = [&](int k, auto value) {
+      if (k < 0) return;
+      double* to = partial + k * C;
+      for (int64_t i = 0; i < length; ++i) to[index[i]] += value(i);
+    };
+    auto scatter_weighted = [&](int k, const T* value) {
+      if (s.class_weighted) {
+        scatter(k, [=, &s](int64_t i) { return value[i] * s.u_class[index[i] * s.tile + i]; });
+      } else if (s.weighted) {
+        scatter(k, [=](int64_t i) { return value[i] * u[i]; });
+      } else {
+        scatter(k, [=](int64_t i) { return value[i]; });
+      }
+    };
+
+    if (op.index_target && !s.nonlinear) {
+      if (row[PRED] >= 0) {
+        T* scaled = s.dot;
+        SIMD for (int64_t i = 0; i < length; ++i) scaled[i] = s.weighted && !s.class_weighted ? inverse[i] * u[i] : inverse[i];
+        for (int64_t c = 0; c < C; ++c) {
+          const T *e = s.e + c * s.tile, *own = s.u_class + c * s.tile;
+          T sum = 0;
+          if (s.class_weighted) {
+            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i] * own[i];
+          } else {
+            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i];
+          }
+          partial[row[PRED] * C + c] += sum;
+        }
+      }
+      scatter_weighted(row[TP], s.p);
+    }
+    if (s.nonlinear && s.probabilities) {
+      T* p = s.h;
+      for (int64_t c = 0; c < C; ++c) {
+        const T* e = s.e + c * s.tile;
+        SIMD for (int64_t i = 0; i < length; ++i) p[i] = e[i] * inverse[i];
+        const T* y = class_target(op, s, c, length, s.dot);
+        auto sum = [=](int k) -> double& { return partial[k * C + c]; };
+        if (s.weighted) {
+          moment_sums<true>(op, p, y, s.weight(c), length, sum);
+        } else {
+          moment_sums<false>(op, p, y, u, length, sum);
+        }
+      }
+    }
+
+    if (op.index_target) {
+      T* one = s.w;
+      SIMD for (int64_t i = 0; i < length; ++i) one[i] = s.plain ? T(1) : s.keep[i];
+      scatter(row[TRUE_COUNT], [=](int64_t i) { return one[i]; });
+      scatter_weighted(row[TRUE], one);
+      scatter_weighted(row[TRUE2], one);
+    } else {
+      for (int64_t c = 0; c < C; ++c) {
+        Target<T> t;
+        t.y = s.y + c * s.tile;
+        t.u = const_cast<T*>(s.weight(c));
+        t.valid = 0;  // counted below
+        auto sum = [=](int k) -> double& { return partial[k * C + c]; };
+        target_sums(op, t, s.weighted, length, sum);
+      }
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      if (row[COUNT] >= 0) partial[row[COUNT] * C + c] += static_cast<double>(s.valid);
+      if (row[WEIGHT] < 0 || (!op.index_target && s.weighted)) continue;
+      T sum = static_cast<T>(s.valid);
+      if (s.weighted) {
+        const T* own = s.weight(c);
+        sum = 0;
+        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += own[i];
+      }
+      partial[row[WEIGHT] * C + c] += sum;
+    }
+
+    for (int k = 0; s.logs && k < op.terms; ++k) {
+      const Term& term = op.term[k];
+      const T a = static_cast<T>(term.a);
+      if (!logarithmic(term.kind)) continue;
+      if (op.index_target && term.kind != FOCAL_ALL) {
+        T* f = s.w;
+        if (term.kind == POWER) {
+          SIMD for (int64_t i = 0; i < length; ++i) f[i] = pow_(s.l[i], a);
+        } else {
+          SEGFUSE_WITH_EXPONENT(term.a, {
+            SIMD for (int64_t i = 0; i < length; ++i) f[i] = focal<E>(s.q[i], s.l[i], s.lq[i], a);
+          })
+        }
+        scatter_weighted(term.row, f);
+        continue;
+      }
+      T* whole = s.w;
+      if (term.kind == POWER) {
+        dense_cross_entropy(s, length, whole);
+        SIMD for (int64_t i = 0; i < length; ++i) whole[i] = pow_(whole[i], a);
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        const T *y = s.y + c * s.tile, *own = s.weight(c);
+        const bool all = term.kind == FOCAL_ALL;
+        T sum = 0;
+        if (term.kind == POWER) {
+          SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += (s.weighted ? own[i] : T(1)) * y[i] * whole[i];
+        } else {
+          SEGFUSE_WITH_EXPONENT(term.a, {
+            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+              const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
+              const T factor = all ? T(1) : y[i];
+              sum += factor > T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
+            }
+          })
+        }
+        partial[term.row * C + c] += sum;
+      }
+    }
+}
+
+// d l / d(-log p) of (1-p)^a (-log p) under softmax: q^a (1 + a p l / q), l / q -> 1 as q -> 0
+template <Exponent E, typename T>
+inline T softmax_slope(T p, T q, T l, T lq, T a) {
+  if (E == ZERO) return T(1);
+  const T ratio = q > T(0) ? min_(l, BIG<T>) / q : T(1);
+  return modulate<E>(q, lq, a) * (T(1) + a * p * ratio);
+}
+
+template <typename T>
+inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s, bool fast) {
+    const int64_t C = s.C;
+    const T* table = s.table;
+    const bool region = op.moment[PRED] >= 0 || op.moment[TP] >= 0 || s.nonlinear;
+    const T* pred = op.moment[PRED] >= 0 ? table + op.moment[PRED] * C : nullptr;
+    const T* tp = op.moment[TP] >= 0 ? table + op.moment[TP] * C : nullptr;
+    const T *inverse = s.inverse, *u = s.u, *p = s.p;
+    const int32_t* index = s.index;
+    T *w = s.w, *dot = s.dot;
+
+    // 1. index labels: w = weight times d loss / d(-log p) of the target class
+    SIMD for (int64_t i = 0; i < length; ++i) w[i] = T(0);
+    for (int k = 0; s.logs && op.index_target && k < op.terms; ++k) {
+      const Term& term = op.term[k];
+      if (!logarithmic(term.kind) || term.kind == FOCAL_ALL) continue;
+      const T a = static_cast<T>(term.a);
+      const T* coefficient = table + term.row * C;
+      T* own = s.g;
+      for (int64_t i = 0; i < length; ++i) own[i] = coefficient[index[i]];
+      if (term.kind == POWER) {
+        SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * (s.l[i] > T(0) ? a * pow_(s.l[i], a - T(1)) : T(0) * s.l[i]);
+      } else {
+        SEGFUSE_WITH_EXPONENT(term.a, {
+          SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * softmax_slope<E>(s.p[i], s.q[i], s.l[i], s.lq[i], a);
+        })
+      }
+    }
+    if (s.class_weighted) {
+      for (int64_t i = 0; i < length; ++i) w[i] *= s.u_class[index[i] * s.tile + i];
+    } else if (s.weighted) {
+      SIMD for (int64_t i = 0; i < length; ++i) w[i] *= u[i];
+    }
+
+    if (fast) {
+      // 2a. out_k = p_k (u A_k + w - dot); the target class gets the value that does not cancel
+      T *at_label = s.g, *base = s.other;
+      if (tp != nullptr) {
+        for (int64_t i = 0; i < length; ++i) at_label[i] = tp[index[i]];
+      } else {
+        SIMD for (int64_t i = 0; i < length; ++i) at_label[i] = T(0);
+      }
+      T* own = s.g + s.tile;
+      for (int64_t i = 0; i < length; ++i) own[i] = pred == nullptr ? T(0) : pred[index[i]];
+      const bool logs = s.logs, weighted = s.weighted;
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T weight = weighted ? u[i] : T(1);
+        const T d = weight * (dot[i] * inverse[i] + at_label[i] * p[i]);
+        base[i] = (w[i] - d) * inverse[i];
+        at_label[i] = p[i] * (weight * (own[i] + at_label[i]) - d) - (logs ? w[i] * s.q[i] : T(0));
+        dot[i] = weight * inverse[i];
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        const T* e = s.e + c * s.tile;
+        const T mine = static_cast<T>(c), a = pred == nullptr ? T(0) : pred[c];
+        T* out = row_out(op, n, c, begin, s.x_copy);
+        const T* label = s.label;
+        SIMD for (int64_t i = 0; i < length; ++i) {
+          const T other = e[i] * (dot[i] * a + base[i]);
+          out[i] = label[i] == mine ? at_label[i] : other;
+        }
+        if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
+      }
+      return;
+    }
+
+    // 2b. g = u dL/dp per class and its mean under p; h = u d loss / d(-log p) per class and its sum
+    SIMD for (int64_t i = 0; i < length; ++i) dot[i] = w[i];
+    for (int64_t c = 0; region && c < C; ++c) {
+      T *g = s.g + c * s.tile, *pc = s.h;
+      const T* e = s.e + c * s.tile;
+      SIMD for (int64_t i = 0; i < length; ++i) pc[i] = e[i] * inverse[i];
+      auto coefficient = [=](int k) { return table[k * C + c]; };
+      const MomentGradient<T> moments(op, coefficient);
+      const T* y = class_target(op, s, c, length, s.other);
+      moment_gradient(op, moments, pc, y, length, coefficient, g);
+      if (s.weighted) {
+        const T* own = s.weight(c);
+        SIMD for (int64_t i = 0; i < length; ++i) g[i] *= own[i];
+      }
+      SIMD for (int64_t i = 0; i < length; ++i) dot[i] -= g[i] * pc[i];
+    }
+    if (s.dense_logs) {
+      for (int64_t c = 0; c < C; ++c) {
+        T* h = s.h + c * s.tile;
+        SIMD for (int64_t i = 0; i < length; ++i) h[i] = T(0);
+      }
+      for (int k = 0; k < op.terms; ++k) {
+        const Term& term = op.term[k];
+        const T a = static_cast<T>(term.a);
+        if (!logarithmic(term.kind) || (op.index_target && term.kind != FOCAL_ALL)) continue;
+        const T* coefficient = table + term.row * C;
+        if (term.kind == POWER) {
+          T *whole = s.other, *slope = s.p;
+          dense_cross_entropy(s, length, whole);
+          SIMD for (int64_t i = 0; i < length; ++i) slope[i] = T(0);
+          for (int64_t c = 0; c < C; ++c) {
+            const T* y = s.y + c * s.tile;
+            SIMD for (int64_t i = 0; i < length; ++i) slope[i] += coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
+          }
+          SIMD for (int64_t i = 0; i < length; ++i)
+            slope[i] *= whole[i] > T(0) ? a * pow_(whole[i], a - T(1)) : T(0) * whole[i];
+          for (int64_t c = 0; c < C; ++c) {
+            const T* y = s.y + c * s.tile;
+            T* h = s.h + c * s.tile;
+            SIMD for (int64_t i = 0; i < length; ++i) h[i] += slope[i] * y[i];
+          }
+          continue;
+        }
+        const bool all = term.kind == FOCAL_ALL;
+        for (int64_t c = 0; c < C; ++c) {
+          const T *y = s.y + c * s.tile, *own = s.weight(c);
+          T* h = s.h + c * s.tile;
+          const T scale = coefficient[c];
+          SEGFUSE_WITH_EXPONENT(term.a, {
+            SIMD for (int64_t i = 0; i < length; ++i) {
+              const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
+              const T slope = softmax_slope<E>(v.p, v.q, v.l, v.lq, a);
+              h[i] += scale * (all ? T(1) : y[i]) * slope * (s.weighted ? own[i] : T(1));
+            }
+          })
+        }
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        const T* h = s.h + c * s.tile;
+        SIMD for (int64_t i = 0; i < length; ++i) dot[i] += h[i];
+      }
+    }
+    // 3. out_k = p_k (g_k + w + sum h - sum g p) - h_k - [k = label] w
+    const bool index_logs = s.logs && op.index_target;
+    for (int64_t c = 0; c < C; ++c) {
+      const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label;
+      const T mine = static_cast<T>(c);
+      T* out = row_out(op, n, c, begin, s.x_copy);
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        T v = e[i] * inverse[i] * ((region ? g[i] : T(0)) + dot[i]);
+        v -= s.dense_logs ? h[i] : T(0);
+        out[i] = v - (index_logs && label[i] == mine ? w[i] : T(0));
+      }
+      if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
+    }
+}
+
+template <typename T>
+int64_t softmax_pass(const PixelStats& op, int64_t n, int64_t, int64_t begin, int64_t end, double* partial, void* scratch) {
+  Softmax<T> s(op, scratch);
+  const int64_t C = s.C;
+  const bool gradient = op.output.data != nullptr;
+  for (int64_t k = 0; partial != nullptr && k < op.rows * C; ++k) partial[k] = 0;
+  for (int64_t k = 0; gradient && k < op.rows; ++k)
+    for (int64_t c = 0; c < C; ++c) s.table[k * C + c] = static_cast<T>(op.coefficient[(k * op.N + n) * C + c]);
+  const bool fast = !s.nonlinear && !s.class_weighted && !s.dense_logs;
+  const T* slope = gradient && fast && op.moment[PRED] >= 0 ? s.table + op.moment[PRED] * C : nullptr;
+  int64_t invalid = 0;
+  for (; begin < end; begin += s.tile) {
+    const int64_t length = min_(s.tile, end - begin);
+    softmax_load_target(op, n, begin, length, s);
+    invalid += s.invalid;
+    if (s.probabilities) softmax_load(op, n, begin, length, s, slope);
+    if (partial != nullptr) softmax_sums(op, length, s, partial);
+    if (!gradient) continue;
+    if (slope == nullptr) {
+      SIMD for (int64_t i = 0; i < length; ++i) s.dot[i] = T(0);
+    }
+    softmax_gradient(op, n, begin, length, s, fast);
+  }
+  return invalid;
+}
+
+template <typename T>
+int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int64_t end, void* scratch) {
+  Softmax<T> s(op, scratch);
+  const int64_t C = s.C;
+  int64_t invalid = 0;
+  for (; begin < end; begin += s.tile) {
+    const int64_t length = min_(s.tile, end - begin);
+    softmax_load_target(op, n, begin, length, s);
+    softmax_load(op, n, begin, length, s, static_cast<const T*>(nullptr));
+    invalid += s.invalid;
+    T *out = s.dot, *whole = s.w;
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] = T(0);
+    for (int k = 0; k < op.terms; ++k) {
+      const Term& term = op.term[k];
+      const T a = static_cast<T>(term.a);
+      const bool all = term.kind == FOCAL_ALL;
+      auto coefficient = [&](int64_t c) { return static_cast<T>(op.coefficient[(term.row * op.N + n) * C + c]); };
+      const bool own_class = op.index_target && !all;
+      if (term.kind == POWER) {
+        if (own_class) {
+          SIMD for (int64_t i = 0; i < length; ++i) whole[i] = pow_(s.l[i], a);
+        } else {
+          dense_cross_entropy(s, length, whole);
+          SIMD for (int64_t i = 0; i < length; ++i) whole[i] = pow_(whole[i], a);
+        }
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        const T *y = s.y + c * s.tile, *own = s.weight(c);
+        const T scale = coefficient(c), mine = static_cast<T>(c);
+        SEGFUSE_WITH_EXPONENT(term.a, {
+          SIMD for (int64_t i = 0; i < length; ++i) {
+            const T factor = all ? T(1) : (own_class ? (s.label[i] == mine ? T(1) : T(0)) : y[i]);
+            const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL && term.kind != POWER);
+            const T l = own_class ? s.l[i] : v.l;
+            const T f = term.kind == POWER ? whole[i] : focal<E>(v.q, l, v.lq, a);
+            out[i] += factor * scale != T(0) ? (s.weighted ? own[i] : T(1)) * factor * scale * f : T(0) * v.p;
+          }
+        })
+      }
+    }
+    store(op, op.output, n, 0, begin, length, out);
+  }
+  return invalid;
+}
+
+// ---------------------------------------------------------------------------------------------------- the table
+
+inline bool wide(const PixelStats& op) { return op.input.dtype == F64; }
+
+#define SEGFUSE_PICK(name, ...)                                                               \
+  (op.activation == SOFTMAX ? (wide(op) ? softmax_##name<double>(__VA_ARGS__) : softmax_##name<float>(__VA_ARGS__)) \
+                            : (wide(op) ? element_##name<double>(__VA_ARGS__) : element_##name<float>(__VA_ARGS__)))
+
+int64_t tile(const PixelStats& op) { return op.activation == SOFTMAX ? softmax_tile(op.C) : TILE; }
+
+size_t scratch(const PixelStats& op) {
+  if (op.activation == SOFTMAX) return wide(op) ? Softmax<double>::bytes(op) : Softmax<float>::bytes(op);
+  return wide(op) ? sizeof(Element<double>) : sizeof(Element<float>);
+}
+
+int64_t pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, double* partial, void* scratch) {
+  return SEGFUSE_PICK(pass, op, n, c, begin, end, partial, scratch);
+}
+
+int64_t map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
+  return SEGFUSE_PICK(map, op, n, c, begin, end, scratch);
+}
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {tile, scratch, pass, map};
+
+}  // namespace SEGFUSE_ISA
+}  // namespace segfuse

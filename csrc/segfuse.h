@@ -1,0 +1,109 @@
+// The native interface of segfuse: pointers, sizes and strides. No Python, no torch, no globals.
+//
+// Shapes are N (samples), C (classes) and any number of spatial axes; S is the product of the spatial axes.
+// Symbols follow the field: p probability, y target in [0, 1], m in {0, 1} valid, u = m * weight.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace segfuse {
+
+enum DType : int { F32, F64, F16, BF16, BOOL, U8, I8, I16, U16, I32, U32, I64, U64 };
+enum Activation : int { SIGMOID, SOFTMAX, IDENTITY };
+
+// Sums per (sample, class). The order is the contract with ops/pixel_stats.py.
+enum Moment : int {
+  COUNT,       // sum m
+  TRUE_COUNT,  // sum m y
+  WEIGHT,      // sum u
+  TRUE,        // sum u y
+  TRUE2,       // sum u y^2
+  PRED,        // sum u p
+  PRED2,       // sum u p^2
+  TP,          // sum u p y
+  TP2,         // sum u p^2 y
+  L1,          // sum u |p - y|
+  SQ,          // sum u (p - y)^2
+  MOMENTS
+};
+
+// A term f is summed twice: `row` holds sum u y f(p), `row + 1` holds sum u (1 - y) f(1 - p).
+// Under softmax the terms made of logarithms have no second part; that row is 0.
+enum TermKind : int {
+  FOCAL,      // (1-p)^a (-log p)                       a = 0 is cross-entropy
+  FOCAL_ALL,  // the same without the factors y, 1 - y  (label smoothing)
+  POWER,      // l^a with l the cross-entropy of the pixel
+  DSC,        // q = (1-p)^a p                          second part: (1 - y) q
+  DSC_PIXEL   // 1 - (2 q y + b) / (q + y + b)          second part: (1 - y) times the same
+};
+
+constexpr int MAX_DIMS = 8;
+constexpr int MAX_TERMS = 8;
+
+struct Term {
+  int kind;
+  double a, b;
+  int row;
+};
+
+// A strided tensor; strides count elements. data == nullptr: absent.
+struct View {
+  char* data = nullptr;
+  DType dtype = F32;
+  int64_t batch = 0, channel = 0, spatial[MAX_DIMS] = {};
+};
+
+struct PixelStats {
+  int64_t N, C, S;
+  int dims;                 // spatial axes after merging those that every view walks as one
+  int64_t shape[MAX_DIMS];  // their lengths
+  Activation activation;
+  bool index_target;  // target (N, *) holds class numbers; otherwise (N, C, *) holds y itself
+  int64_t ignore_index;
+  int rows;  // K
+  int moment[MOMENTS];  // row of each sum, -1 when it is not wanted
+  int terms;
+  Term term[MAX_TERMS];
+  View input, target, weight, mask;
+  View output;    // gradient (N, C, *) or loss map
+  View upstream;  // gradient of the loss map, or absent
+  const double* coefficient;  // [K, N, C], derivative of the loss by each sum
+};
+
+// sums [K, N, C]; with `output` and `coefficient` the same pass writes the gradient as well. Returns the number of targets
+// that are neither valid nor ignored, plus the number of negative weights.
+int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads);
+// output = d(sum_k coefficient_k sums_k) / d(input); with `upstream` each pixel's part is multiplied by it.
+void pixel_stats_backward(const PixelStats& op, int threads);
+// output = sum over terms of coefficient * (the pixel's part of the term); 0 at ignored pixels.
+int64_t pixel_stats_map(const PixelStats& op, int threads);
+
+// A formula is a list of instructions on arrays of shape (N or 1, C or C-1 or 1); see formula.cpp.
+struct Formula {
+  const int32_t* code;  // [length, 5]: op, a, b, c, shape
+  int64_t length;
+  const double* constants;
+  const int32_t* outputs;  // instruction numbers; the first is the loss
+  int n_outputs;
+};
+
+struct FormulaInput {
+  const double* sums;  // [K, N, C]
+  int64_t N, C, S;
+  const double* parameters;
+};
+
+// value: the first output in its own shape; terms: the other outputs, scalars.
+void formula_forward(const Formula& f, const FormulaInput& in, void* value, bool value_is_double, double* terms);
+// coefficient [K, N, C] and parameter_grad from the gradient of the first output.
+void formula_backward(const Formula& f, const FormulaInput& in, const void* grad, bool grad_is_double,
+                      double* coefficient, int64_t rows, double* parameter_grad, int n_parameters);
+
+// r with a = r b everywhere, NaN when there is none
+double formula_ratio(const double* a, const double* b, int64_t length);
+
+const char* isa_used();
+const char* isa_found();  // space separated
+void huge_pages(void* data, size_t bytes);
+
+}  // namespace segfuse

@@ -1,0 +1,97 @@
+"""Which implementation of an op runs: ``cuda`` and ``cpp`` first, then ``numba``, then ``reference``."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
+
+from torch import Tensor
+
+OPS = ("pixel_stats", "formula")
+NAMES = ("cuda", "cpp", "numba", "reference")
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_backend", default=None)
+
+
+@cache
+def _load(backend: str, op: str) -> tuple[ModuleType | None, str | None]:
+    """The module ``backends/<backend>/<op>.py``, or the reason why there is none."""
+    name = f"{__name__}.{backend}.{op}"
+    try:
+        if importlib.util.find_spec(f"{__name__}.{backend}") is None:
+            return None, f"the {backend} backend is not part of this release yet"
+        return importlib.import_module(name), None
+    except ImportError as error:
+        return None, f"segfuse was installed without it: {error}"
+
+
+def why_not(op: str) -> dict[str, str | None]:
+    """For every backend, why ``op`` cannot run on it here; ``None`` where it can."""
+    return {name: _load(name, op)[1] for name in NAMES}
+
+
+def available(op: str) -> list[str]:
+    """The backends that can run ``op`` on this machine, best first."""
+    return [name for name, reason in why_not(op).items() if reason is None]
+
+
+def forced() -> str | None:
+    """The backend demanded by :func:`use_backend` or ``SEGFUSE_BACKEND``, if any."""
+    return _forced.get() or os.environ.get("SEGFUSE_BACKEND") or None
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on one backend; it runs there or raises.
+
+    Args:
+        name: ``"cpp"``, ``"cuda"``, ``"numba"`` or ``"reference"``.
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def pick(op: str, input: Tensor) -> ModuleType:
+    """The backend module that runs ``op`` on ``input``.
+
+    Raises:
+        RuntimeError: no backend fits, or the forced one does not; each backend's reason is in the message.
+    """
+    demanded = forced()
+    if demanded is None:
+        best = _default(op, input.device.type, input.dtype)
+        if best is not None:
+            return best
+    reasons = []
+    for name in (demanded,) if demanded else NAMES:
+        module, reason = _load(name, op)
+        reason = reason if module is None else module.refuses(input)
+        if module is not None and reason is None:
+            return module
+        reasons.append(f"{name}: {reason}")
+    raise RuntimeError(f"no backend runs {op} on {input.dtype} tensors on {input.device}; " + "; ".join(reasons))
+
+
+@cache
+def _default(op: str, device: str, dtype: object) -> ModuleType | None:
+    """The best backend for a kind of tensor. Its answer cannot change while the process runs."""
+    import torch
+
+    probe = torch.empty(0, dtype=dtype, device="meta")  # type: ignore[call-overload]
+    for name in NAMES:
+        module, _ = _load(name, op)
+        if module is not None and module.refuses(probe, device) is None:
+            return module
+    return None

@@ -1,0 +1,1 @@
+"""C++ kernels, bound as ``segfuse._cpp``."""

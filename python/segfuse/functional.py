@@ -1,0 +1,46 @@
+"""Every loss as a function: ``dice_loss(input, target, *, weight_map=None, mask=None, **options)``.
+
+The options are those of the class, and so is the value. The losses are kept and used again, so a call costs no more than
+that of a module.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from . import losses
+from .losses._base import Loss, snake
+
+
+@lru_cache(maxsize=256)
+def _kept(cls: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
+    return cls(**dict(options))
+
+
+def _function(cls: type[Loss]) -> Callable[..., Any]:
+    def loss(input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any) -> Any:
+        return_terms = options.pop("return_terms", False)
+        hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
+        tensors = any(isinstance(v, Tensor) for v in options.values())
+        module = cls(**options) if tensors else _kept(cls, hashable)
+        return module(input, target, weight_map=weight_map, mask=mask, return_terms=return_terms)
+
+    loss.__name__ = loss.__qualname__ = snake(cls.__name__) + "_loss"
+    loss.__module__ = __name__
+    loss.__doc__ = f"Function form of :class:`segfuse.{cls.__name__}`; ``options`` are its arguments.\n\n    {inspect.getdoc(cls)}"
+    return loss
+
+
+__all__ = []
+for _name in losses.__all__:
+    _cls = getattr(losses, _name)
+    if _name in ("CompoundLoss", "RegionLoss", "TLoss"):  # these hold losses, a function or a parameter
+        continue
+    _made = _function(_cls)
+    globals()[_made.__name__] = _made
+    __all__.append(_made.__name__)

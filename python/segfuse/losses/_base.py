@@ -1,0 +1,539 @@
+"""What every loss has in common: options, reductions, and how losses add up to one pass.
+
+A loss says how its value follows from the sums of a pass (:class:`~segfuse.ops.formula.PixelStats`); which sums it needs is
+found by running it. A sum of losses is one such formula, so it is one pass, whatever the number of terms.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypedDict, Unpack
+
+from ..ops import pixel_stats as op
+from ..ops.formula import Array, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
+from ..ops.pixel_stats import Geometry, Mode, Tensors
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class Options(TypedDict, total=False):
+    """Options of every loss."""
+
+    mode: Mode
+    from_logits: bool
+    reduction: Reduction
+    ignore_index: int
+    class_weight: Sequence[float] | Tensor | None
+    include_background: bool
+
+
+class PixelOptions(Options, total=False):
+    """Options of losses that are a mean over pixels."""
+
+    normalize: Literal["valid", "weight", "numel"] | None
+    label_smoothing: float
+
+
+class RegionOptions(Options, total=False):
+    """Options of losses that compare regions."""
+
+    batch: bool
+    smooth: float | tuple[float, float]
+    empty: Literal["formula", "zero", "skip"]
+    soft_label: Literal["product", "l1"]
+    average: Literal["macro", "micro"]
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}. Try: {name}={allowed[0]!r}")
+    return value
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> Any:
+    """A finite number, or a sequence of numbers, in [low, high]."""
+    for v in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high or math.isinf(v):
+            bound = f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+            raise ValueError(f"{name} must be a number {bound}; got {value!r}. Try: {name}={max(low, min(high, 1.0)):g}")
+    return value
+
+
+def weights_tuple(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
+        raise ValueError(f"{name} must hold numbers >= 0, not all 0, one per class; got {values}. Try: {name}=[1.0, 2.0, ...]")
+    return values
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.strip("_").removesuffix("Loss")).lower()
+
+
+class Loss(nn.Module):
+    """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
+
+    Args:
+        mode: ``"binary"`` and ``"multilabel"`` use a sigmoid per channel, ``"multiclass"`` a softmax over channels; ``"auto"`` is
+            binary for one channel, else multiclass.
+        from_logits: ``False`` takes probabilities.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: target value whose pixels neither count nor get a gradient, even where the logit is NaN.
+        class_weight: one weight >= 0 per class, always of length C.
+        include_background: ``False`` leaves out class 0 (after the softmax) when there is more than one channel.
+    """
+
+    one_vs_rest = False  # multiclass by one sigmoid per class
+    fusable = True  # its value is a formula on sums
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "auto",
+        from_logits: bool = True,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        class_weight: Sequence[float] | Tensor | str | None = None,
+        include_background: bool = True,
+    ) -> None:
+        super().__init__()
+        self._formulas: dict[Any, Formula] = {}
+        self.mode = one_of("mode", mode, op.MODES)
+        self.from_logits = bool(from_logits)
+        self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index must be an int; got {ignore_index!r}. Try: ignore_index=-100, which no label has")
+        self.ignore_index = ignore_index
+        self.class_weight = weights_tuple("class_weight", class_weight)
+        self.include_background = bool(include_background)
+
+    # ---------------------------------------------------------------- to be written by a loss
+
+    def value(self, s: PixelStats) -> Array:
+        """The loss, reduced."""
+        raise NotImplementedError
+
+    def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
+        """The loss and the terms to report."""
+        value = self.value(s)
+        return value, []
+
+    def term_names(self) -> list[str]:
+        return []
+
+    # ---------------------------------------------------------------- calling
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight_map: Tensor | None = None,
+        mask: Tensor | None = None,
+        return_terms: bool = False,
+    ) -> Any:
+        """
+        Args:
+            input: logits (probabilities with ``from_logits=False``) ``(N, C, *spatial)``, any strides; float32, float64, float16
+                or bfloat16. ``mode="binary"`` also takes ``(N, *spatial)``.
+            target: multiclass: class numbers ``(N, *spatial)`` or ``(N, 1, *spatial)``, or one-hot or probabilities shaped like
+                ``input``; binary and multilabel: 0/1 or soft, shaped like ``input``. Any dtype, read as it is.
+            weight_map: weight >= 0 of every pixel, ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``.
+            mask: nonzero where a pixel counts, ``(N, *spatial)`` or ``(N, 1, *spatial)``.
+            return_terms: also return the detached value of every term, by name.
+        Returns:
+            the loss, float32 (float64 for float64 logits); with ``return_terms`` a pair of it and a dictionary.
+        Raises:
+            ValueError: shapes, values or options that do not fit together.
+            TypeError: a dtype that does not fit.
+        """
+        x, g = self.check(input, target, weight_map, mask)
+        value, terms = self.evaluate(x, g)
+        if not return_terms:
+            return value
+        named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
+        return value, named
+
+    def check(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Geometry]:
+        return op.check(
+            input,
+            target,
+            mode=self.mode,
+            from_logits=self.from_logits,
+            one_vs_rest=self.one_vs_rest,
+            ignore_index=self.ignore_index,
+            weight_map=weight_map,
+            mask=mask,
+        )
+
+    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, Sequence[Tensor]]:
+        return evaluate(x, g, self.formula_for(g))
+
+    def formula_for(self, g: Geometry) -> Formula:
+        key = (g.mode, g.activation, g.shape[1], self._state())
+        if key not in self._formulas:
+            self._formulas.clear() if len(self._formulas) > 16 else None
+            self._formulas[key] = Formula(self.parts, g)
+        return self._formulas[key]
+
+    def _state(self) -> Any:
+        """Changes when a setting of this loss or of one inside it changes."""
+        return self._changes
+
+    def pass_key(self) -> tuple[Any, ...]:
+        """Losses with equal keys can share a pass."""
+        return self.mode, self.from_logits, self.ignore_index, self.one_vs_rest
+
+    # ---------------------------------------------------------------- settings
+
+    _changes = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "_changes":
+            self.__dict__["_changes"] = self._changes + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_formulas": {}}
+
+    def extra_repr(self) -> str:
+        shown = []
+        for owner in reversed(type(self).__mro__):
+            if not (isinstance(owner, type) and issubclass(owner, Loss)) or "__init__" not in vars(owner):
+                continue
+            for name, parameter in inspect.signature(owner.__init__).parameters.items():
+                if parameter.default is inspect.Parameter.empty or not hasattr(self, name):
+                    continue
+                value = getattr(self, name)
+                if owner is type(self) or value != parameter.default:
+                    text = f"{name}={float(value):g}" if isinstance(value, Tensor) else f"{name}={value!r}"
+                    shown.append((owner is not type(self), text))
+        return ", ".join(dict.fromkeys(text for _, text in sorted(shown, key=lambda pair: pair[0])))
+
+    # ---------------------------------------------------------------- sums of losses
+
+    def __add__(self, other: Loss) -> CompoundLoss:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return CompoundLoss((self, other))
+
+    def __mul__(self, factor: float) -> CompoundLoss:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return CompoundLoss(((factor, self),))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> CompoundLoss:
+        return self * (1 / divisor)
+
+    def __neg__(self) -> CompoundLoss:
+        return self * -1.0
+
+    def __sub__(self, other: Loss) -> CompoundLoss:
+        return self + -other if isinstance(other, Loss) else NotImplemented
+
+    # ---------------------------------------------------------------- shared arithmetic
+
+    def foreground(self, s: PixelStats) -> PixelStats:
+        """Without class 0 where that is asked for and there is another."""
+        return s.then(_tail) if self.drops_background(s) else s
+
+    def drops_background(self, s: PixelStats) -> bool:
+        return not self.include_background and s.geometry.shape[1] > 1
+
+    def weights(self, s: PixelStats) -> Array | None:
+        """Class weights ``(1, C)``."""
+        if self.class_weight is None:
+            return None
+        v = s.vector(self.class_weight)
+        return _tail(v) if self.drops_background(s) else v
+
+
+def _tail(x: Array) -> Array:
+    return x[:, 1:]
+
+
+def _over_batch(x: Array) -> Array:
+    return x.sum(0, keepdim=True)
+
+
+class PixelLoss(Loss):
+    """A sum over pixels, divided by a normaliser.
+
+    Args:
+        normalize: what ``reduction="mean"`` divides by: ``"valid"`` the number of valid pixels (elements, for independent
+            channels), ``"weight"`` the sum of their weights, ``"numel"`` all of them, ignored ones included. Default: ``"valid"``.
+        label_smoothing: mixes the target with the uniform distribution, in [0, 1].
+
+    A normaliser of 0 gives loss 0 and gradient 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalize: Literal["valid", "weight", "numel"] | None = None,
+        label_smoothing: float = 0.0,
+        **common: Unpack[Options],
+    ) -> None:
+        super().__init__(**common)
+        self.normalize = one_of("normalize", normalize, (None, "valid", "weight", "numel"))
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
+
+    def pixel(self, s: PixelStats) -> Array:
+        """Sum of the loss over the pixels of every (sample, class), class weights included; linear in the pixel terms."""
+        raise NotImplementedError
+
+    def value(self, s: PixelStats) -> Array:
+        s = self.foreground(s)
+        total = self.pixel(s).sum()
+        return total if self.reduction == "sum" else ratio(total, self.normaliser(s))
+
+    def normaliser(self, s: PixelStats) -> Array:
+        classes = s.geometry.shape[1] - self.drops_background(s)
+        if self.normalize == "numel":
+            return s.pixels * s.samples * (1 if s.multiclass else classes)
+        if self.normalize == "weight":
+            v = self.weights(s)
+            seen = s.true if s.multiclass else s.n
+            return (seen if v is None else v * seen).sum()
+        if not s.multiclass:
+            return s.count.sum()
+        return s.true_count.sum() if self.drops_background(s) else s.count.sum() / classes
+
+    def weights(self, s: PixelStats) -> Array | None:
+        if self.class_weight != "balanced":
+            return super().weights(s)
+        present = _over_batch(s.true_count)
+        some = present > 0
+        share = ratio(present.sum(), where(some, 1.0, 0.0).sum())
+        return where(some, share / where(some, present, 1.0), 0.0)
+
+    def weighted(self, s: PixelStats, x: Array) -> Array:
+        v = self.weights(s)
+        return x if v is None else v * x
+
+    def entropy(self, s: PixelStats, gamma: float = 0.0) -> tuple[Array, Array]:
+        """The two focal sums of smoothed labels; gamma = 0 is cross-entropy."""
+        one, zero = s.focal(gamma)
+        e = self.label_smoothing
+        if e == 0:
+            return one, zero
+        every, rest = s.term("focal_all", gamma)
+        share = e / (s.geometry.shape[1] if s.multiclass else 2)
+        return (1 - e) * one + share * every, (1 - e) * zero + share * rest
+
+    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.reduction != "none":
+            return super().evaluate(x, g)
+        return self.loss_map(x, g), []
+
+    def loss_map(self, x: Tensors, g: Geometry) -> Tensor:
+        """The loss of every pixel."""
+        formula = self.formula_for(g)
+        return op.loss_map(x, g, formula.plan, coefficients(x, g, formula))
+
+    def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
+        if self.reduction != "none":
+            return super().parts(s)
+        return self.pixel(self.foreground(s)).sum(), []
+
+
+class StatsLoss(Loss):
+    """One loss per (sample, class) from its confusion sums, then a mean.
+
+    Args:
+        batch: add the sums over the batch first; one loss per class.
+        smooth: added to numerator and denominator; a pair sets them apart.
+        empty: what a group without target contributes: ``"formula"`` the formula as it stands, ``"zero"`` 0, ``"skip"`` nothing
+            (the mean is over the classes present in each sample).
+        soft_label: how a soft target meets a prediction: ``"product"`` sum p y, or ``"l1"``, which is smallest at p = y.
+        average: ``"macro"`` averages the classes' losses, ``"micro"`` adds their sums first.
+
+    A group without valid pixels has loss 0 and gradient 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: bool = False,
+        smooth: float | tuple[float, float] = 1.0,
+        empty: Literal["formula", "zero", "skip"] = "formula",
+        soft_label: Literal["product", "l1"] = "product",
+        average: Literal["macro", "micro"] = "macro",
+        **common: Unpack[Options],
+    ) -> None:
+        super().__init__(**common)
+        self.batch = bool(batch)
+        pair = tuple(number("smooth", smooth)) if isinstance(smooth, list | tuple) else (number("smooth", smooth),) * 2
+        if len(pair) != 2:
+            raise ValueError(f"smooth must be a number or a pair (numerator, denominator); got {smooth!r}. Try: smooth=(0.0, 1e-5)")
+        self.smooth = pair
+        self.empty = one_of("empty", empty, ("formula", "zero", "skip"))
+        self.soft_label = one_of("soft_label", soft_label, ("product", "l1"))
+        self.average = one_of("average", average, ("macro", "micro"))
+
+    def formula(self, s: PixelStats) -> Array:
+        """One loss per group from its sums, each ``(N, C)``, or ``(1, C)`` over a batch."""
+        raise NotImplementedError
+
+    def outer(self, x: Array) -> Array:
+        """Applied after the mean."""
+        return x
+
+    def groups(self, s: PixelStats) -> PixelStats:
+        """The sums of the groups that get a loss each."""
+        v = self.weights(s)
+        s = self.foreground(s).then(soft_label=self.soft_label)
+        if self.batch:
+            s = s.then(_over_batch)
+        if self.average == "micro":
+            s = s.then(lambda x: (x if v is None else v * x).sum(1, keepdim=True))
+        return s
+
+    def value(self, s: PixelStats) -> Array:
+        v = self.weights(s) if self.average == "macro" else None
+        s = self.groups(s)
+        loss = where(s.n > 0, self.formula(s), 0.0)
+        if self.empty == "zero":
+            loss = where(s.true > 0, loss, 0.0)
+        if self.empty == "skip":
+            v = where(s.true > 0, 1.0 if v is None else v, 0.0)
+        weighted = loss if v is None else v * loss
+        if self.reduction == "none":
+            return weighted
+        if self.reduction == "sum":
+            return self.outer(weighted.sum())
+        if v is None:
+            return self.outer(mean(loss))
+        return self.outer(mean(ratio(weighted.sum(1, keepdim=True), v.sum(1, keepdim=True))))
+
+
+class RegionLoss(StatsLoss):
+    """Your own region loss from one line, fused like the rest.
+
+    Args:
+        formula: takes :class:`~segfuse.ops.formula.PixelStats` and returns one loss per group. It is run once per mode to find the
+            sums it needs and to write down its arithmetic, so numbers it closes over are read once.
+
+    Example:
+        ``RegionLoss(lambda s: 1 - (2 * s.tp + 1) / (s.pred + s.true + 1))`` is Dice.
+    """
+
+    def __init__(self, formula: Callable[[PixelStats], Array], **common: Unpack[RegionOptions]) -> None:
+        if not callable(formula):
+            raise TypeError(f"formula must be callable; got {type(formula).__name__}. Try: RegionLoss(lambda s: 1 - s.tp / (s.true + 1))")
+        super().__init__(**common)
+        self.function = formula
+
+    def formula(self, s: PixelStats) -> Array:
+        return self.function(s)
+
+    def extra_repr(self) -> str:
+        name = getattr(self.function, "__name__", repr(self.function))
+        return ", ".join(filter(None, (f"formula={name}", super().extra_repr())))
+
+
+class CompoundLoss(Loss):
+    """A weighted sum of losses: one forward and one backward pass over memory, whatever the number of terms.
+
+    Args:
+        terms: losses, or (weight, loss) pairs; a mapping also names them. Terms that do not read the logits in the same way (another mode,
+            ``ignore_index``, activation) get a pass of their own.
+
+    ``weights_by_name`` holds the factors by name and may be changed between steps.
+    """
+
+    def __init__(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
+        super().__init__()
+        named = list(terms.items()) if isinstance(terms, Mapping) else [(None, term) for term in terms]
+        self.terms = nn.ModuleDict()
+        self.weights_by_name: dict[str, float] = {}
+        for name, term in named:
+            weight, loss = term if isinstance(term, tuple | list) else (1.0, term)
+            if not isinstance(loss, Loss) or isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise TypeError(f"a term must be a loss or (weight, loss); got {term!r}. Try: CompoundLoss({{'dice': (0.5, DiceLoss())}})")
+            if loss.reduction == "none":
+                raise ValueError(f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. Try: reduction='mean'")
+            if type(loss) is CompoundLoss and name is None:
+                for inner, part in loss.terms.items():
+                    self._add(inner, weight * loss.weights_by_name[inner], part)
+            else:
+                self._add(name or snake(type(loss).__name__), weight, loss)
+        if not self.terms:
+            raise ValueError("a compound loss needs at least one term. Try: CompoundLoss({'dice': DiceLoss()})")
+
+    def _add(self, name: str, weight: float, loss: nn.Module) -> None:
+        name = name.replace(".", "_")
+        unique, count = name, 1
+        while unique in self.terms:
+            count += 1
+            unique = f"{name}_{count}"
+        self.terms[unique] = loss
+        self.weights_by_name[unique] = float(weight)
+
+    def pass_key(self) -> tuple[Any, ...]:
+        keys = {term.pass_key() for term in self.terms.values()}
+        return keys.pop() if len(keys) == 1 else (id(self),)
+
+    @property
+    def fusable(self) -> bool:  # type: ignore[override]
+        terms = list(self.terms.values())
+        return all(t.fusable for t in terms) and len({t.pass_key() for t in terms}) == 1
+
+    def value(self, s: PixelStats) -> Array:
+        return self.parts(s)[0]
+
+    def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
+        values = [term.value(s) for term in self.terms.values()]
+        total: Array = 0.0
+        for weight, value in zip(self.weights_by_name.values(), values, strict=True):
+            total = total + weight * value
+        return total, values
+
+    def term_names(self) -> list[str]:
+        return list(self.terms)
+
+    def _state(self) -> Any:
+        return (self._changes, *self.weights_by_name.values(), *(term._state() for term in self.terms.values()))
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight_map: Tensor | None = None,
+        mask: Tensor | None = None,
+        return_terms: bool = False,
+    ) -> Any:
+        first = next(iter(self.terms.values()))
+        if self.fusable:
+            x, g = first.check(input, target, weight_map, mask)
+            value, values = self.evaluate(x, g)
+            return (value, dict(zip(self.terms, values, strict=True))) if return_terms else value
+        # Terms that read the logits alike still share a pass.
+        passes: dict[Any, list[str]] = {}
+        for name, term in self.terms.items():
+            passes.setdefault(term.pass_key() if term.fusable else name, []).append(name)
+        total: Any = 0.0
+        values_by_name: dict[str, Tensor] = {}
+        for names in passes.values():
+            alone = self.terms[names[0]]
+            group = alone if len(names) == 1 else CompoundLoss({n: (self.weights_by_name[n], self.terms[n]) for n in names})
+            value, found = group(input, target, weight_map=weight_map, mask=mask, return_terms=True)
+            total = total + (value * self.weights_by_name[names[0]] if group is alone else value)
+            values_by_name |= {names[0]: value.detach()} if group is alone else found
+        return (total, {name: values_by_name[name] for name in self.terms}) if return_terms else total
+
+    def extra_repr(self) -> str:
+        return " + ".join(f"{weight:g} * {name}" for name, weight in self.weights_by_name.items())

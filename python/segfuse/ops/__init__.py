@@ -1,0 +1,1 @@
+"""The ops: one pass over memory each. Arguments are checked here and nowhere else."""

@@ -1,0 +1,514 @@
+"""formula: the arithmetic on the sums of a pass, in one native call.
+
+A loss is written once, as Python on the sums of :class:`PixelStats`. With tensors in it autograd differentiates it; that is
+the definition. With :class:`Symbol` in it the same code writes down its operations, and the list is evaluated natively,
+derivative included: on (N, C)-sized tensors torch operations cost more than the pass over a small batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import forced, pick
+from . import pixel_stats as op
+from .pixel_stats import COUNTS, Geometry, Plan, Row, Tensors, Term
+
+Array = Any  # Tensor or Symbol
+# The order of enum Op in csrc/cpp/formula.cpp.
+OPS = (
+    "row parameter scalar vector numel size_n size_c class_index "
+    "add sub mul div pow maximum minimum gt ge lt le eq ne "
+    "neg log log1p exp expm1 sqrt abs tanh sinh cosh lgamma "
+    "where sum_n sum_c max_c tail head detach"
+).split()
+NUMBER = {name: i for i, name in enumerate(OPS)}
+BINARY, UNARY = OPS[8:21], OPS[21:32]
+
+
+class Untraceable(TypeError):
+    """The formula does something with its sums that only tensors can do."""
+
+
+class Tape:
+    """The instructions of one formula; equal instructions are written once, so losses in a sum share their work."""
+
+    def __init__(self) -> None:
+        self.code: list[tuple[str, Any, Any, Any, bool, int]] = []
+        self.parameters: list[Tensor] = []
+        self._known: dict[tuple[Any, ...], Symbol] = {}
+
+    def emit(self, name: str, *operands: Any, n: bool = False, c: int = 0) -> Symbol:
+        a, b, d = (*(o.index if isinstance(o, Symbol) else o for o in operands), None, None, None)[:3]
+        line = (name, a, b, d, n, c)
+        if line not in self._known:
+            self.code.append(line)
+            self._known[line] = Symbol(self, len(self.code) - 1, n, c)
+        return self._known[line]
+
+    def lift(self, x: Any) -> Symbol:
+        if isinstance(x, Symbol):
+            return x
+        if isinstance(x, bool | int | float):
+            return self.emit("scalar", float(x))
+        raise Untraceable(f"a formula holds a {type(x).__name__} that is not a number")
+
+    def parameter(self, x: Tensor) -> Symbol:
+        number = next((i for i, known in enumerate(self.parameters) if known is x), len(self.parameters))
+        if number == len(self.parameters):
+            self.parameters.append(x)
+        return self.emit("parameter", number)
+
+    def broadcast(self, name: str, *operands: Any) -> Symbol:
+        symbols = [self.lift(x) for x in operands]
+        widths = {s.c for s in symbols} - {0}
+        if len(widths) > 1:
+            raise Untraceable("a formula mixes sums with and without the background class")
+        return self.emit(name, *symbols, n=any(s.n for s in symbols), c=max(widths, default=0))
+
+
+class Symbol:
+    """One array of a formula: N or 1 rows; 1, C or C - 1 columns (``c`` = 0, 1, 2). Behaves like a 2-d tensor."""
+
+    def __init__(self, tape: Tape, index: int, n: bool, c: int) -> None:
+        self.tape, self.index, self.n, self.c = tape, index, n, c
+
+    def __bool__(self) -> bool:
+        raise Untraceable("a formula branches on the value of a sum; use torch.where")
+
+    def __getitem__(self, key: Any) -> Symbol:
+        if self.c == 1 and key == (slice(None), slice(1, None)):
+            return self.tape.emit("tail", self, n=self.n, c=2)
+        if self.c == 1 and key == (slice(None), slice(None, 1)):
+            return self.tape.emit("head", self, n=self.n, c=0)
+        raise Untraceable("a formula indexes its sums other than by [:, 1:] or [:, :1]")
+
+    def sum(self, dim: int | None = None, keepdim: bool = False) -> Symbol:
+        if dim is not None and not keepdim:
+            raise Untraceable("sum over one axis needs keepdim=True in a formula")
+        rows, columns = dim in (None, 0), dim in (None, 1, -1)
+        x = self.tape.emit("sum_n", self, c=self.c) if rows and self.n else self
+        return self.tape.emit("sum_c", x, n=x.n) if columns and x.c else x
+
+    def size(self, dim: int) -> Symbol | float:
+        if dim == 0:
+            return self.tape.emit("size_n") if self.n else 1.0
+        return (1.0, self.tape.emit("size_c"), self.tape.emit("size_c") - 1 if self.c == 2 else None)[self.c]  # type: ignore[return-value]
+
+    def amax(self, dim: int, keepdim: bool = False) -> Symbol:
+        """Carries no gradient."""
+        if dim not in (1, -1) or not keepdim:
+            raise Untraceable("amax is over classes, with keepdim=True, in a formula")
+        return self.tape.emit("max_c", self, n=self.n) if self.c else self
+
+    def detach(self) -> Symbol:
+        return self.tape.emit("detach", self, n=self.n, c=self.c)
+
+    def clamp(self, min: float | None = None, max: float | None = None) -> Symbol:
+        x = self if min is None else self.tape.broadcast("maximum", self, min)
+        return x if max is None else self.tape.broadcast("minimum", x, max)
+
+    def square(self) -> Symbol:
+        return self * self
+
+    def mean(self, dim: int | None = None, keepdim: bool = False) -> Symbol:
+        return mean(self, dim, keepdim)
+
+    def where(self, condition: Any, other: Any) -> Symbol:
+        return self.tape.broadcast("where", condition, self, other)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name == "where":
+            tape = next(a.tape for a in args if isinstance(a, Symbol))
+            return tape.broadcast("where", *args)
+        if name in ("clamp", "sum", "mean", "amax", "square", "pow", *BINARY, *UNARY):
+            self = next(a for a in args if isinstance(a, Symbol))
+            if name in BINARY:
+                return self.tape.broadcast(name, *args)
+            return getattr(self, name)(*args[1:], **(kwargs or {}))
+        raise Untraceable(f"a formula calls torch.{name}, which is not traced")
+
+
+def _define(name: str, method: str, swapped: bool = False) -> None:
+    def call(self: Symbol, *others: Any) -> Symbol:
+        return self.tape.broadcast(name, *(reversed((self, *others)) if swapped else (self, *others)))
+
+    setattr(Symbol, method, call)
+
+
+for _name in BINARY:
+    _define(_name, _name)
+for _name in UNARY:
+    _define(_name, _name)
+for _name, _dunder in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("div", "truediv"), ("pow", "pow")):
+    _define(_name, f"__{_dunder}__")
+    _define(_name, f"__r{_dunder}__", swapped=True)
+for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
+    _define(_name, f"__{_name}__")
+_define("neg", "__neg__")
+_define("abs", "__abs__")
+Symbol.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+# ------------------------------------------------------------------------------------------- words for formulas
+
+
+def where(condition: Array, a: Array, b: Array) -> Array:
+    """``a`` where the condition holds, else ``b``; either may be a number."""
+    if isinstance(condition, Symbol):
+        return condition.tape.broadcast("where", condition, a, b)
+    like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else torch.zeros((), dtype=torch.float64)
+    return torch.where(condition, *(x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=condition.device) for x in (a, b)))
+
+
+def ratio(a: Array, b: Array) -> Array:
+    """``a / b``, and 0 (with gradient 0) where ``b`` is 0."""
+    empty = b == 0
+    if isinstance(empty, bool):
+        return a * 0 if empty else a / b
+    return where(empty, 0.0, a / where(empty, 1.0, b))
+
+
+def mean(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
+    """The mean over one axis or over both; 0 when there is nothing to average."""
+    if isinstance(x, Symbol):
+        sizes = [x.size(d) for d in ((0, 1) if dim is None else (dim % 2,))]
+        size: Any = sizes[0] if len(sizes) == 1 else sizes[0] * sizes[1]
+        return ratio(x.sum(dim, keepdim=keepdim), size)
+    size = x.numel() if dim is None else x.shape[dim]
+    total = x.sum() if dim is None else x.sum(dim, keepdim=keepdim)
+    return total / size if size else total
+
+
+class PixelStats:
+    """The sums of one pass as a formula sees them: each name is an array ``(N, C)``, or ``(1, C)`` over a batch.
+
+    ``tp fp fn tn`` are the soft confusion sums, ``pred`` and ``true`` the sizes of prediction and target, ``pred2`` and
+    ``true2`` those of their squares, ``n`` the weighted number of valid pixels and ``count`` their plain number.
+    ``focal(gamma)`` and ``power(a)`` are the pixel terms. A sum that is not named is not computed.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[Row], Array],
+        constant: Callable[[str, Any], Array],
+        geometry: Geometry,
+        steps: tuple[Callable[[Array], Array], ...] = (),
+        soft_label: str = "product",
+    ) -> None:
+        self._fetch, self._constant, self.geometry, self._steps, self.soft_label = fetch, constant, geometry, steps, soft_label
+
+    def then(self, *steps: Callable[[Array], Array], soft_label: str | None = None) -> PixelStats:
+        """The same sums after further steps, such as the sum over the batch."""
+        return PixelStats(self._fetch, self._constant, self.geometry, self._steps + steps, soft_label or self.soft_label)
+
+    def _get(self, row: Row) -> Array:
+        x = self._fetch(row)
+        for step in self._steps:
+            x = step(x)
+        return x
+
+    def __getattr__(self, name: str) -> Array:
+        if name not in op.MOMENTS:
+            raise AttributeError(f"there is no sum {name!r}; there are tp, fp, fn, tn, {', '.join(op.MOMENTS)}")
+        return self._get(name)
+
+    @property
+    def tp(self) -> Array:
+        if self.soft_label == "l1":
+            return (self.pred + self.true - self.l1) * 0.5
+        return self._get("tp")
+
+    @property
+    def fp(self) -> Array:
+        return self.pred - self.tp
+
+    @property
+    def fn(self) -> Array:
+        return self.true - self.tp
+
+    @property
+    def tn(self) -> Array:
+        return self.n - self.pred - self.true + self.tp
+
+    @property
+    def multiclass(self) -> bool:
+        """The classes of a pixel exclude each other."""
+        return self.geometry.exclusive
+
+    def term(self, kind: str, a: float = 0.0, b: float = 0.0) -> tuple[Array, Array]:
+        """(sum u y f(p), sum u (1 - y) f(1 - p)); under softmax a logarithmic term has only the first, the second is 0."""
+        term = Term(kind, float(a), float(b))
+        second = 0.0 if self.multiclass and not kind.startswith("dsc") else self._get((term, 1))
+        return self._get((term, 0)), second
+
+    def focal(self, gamma: float = 0.0) -> tuple[Array, Array]:
+        """(sum u y (1-p)^gamma (-log p), sum u (1-y) p^gamma (-log(1-p))); gamma = 0 is cross-entropy."""
+        return self.term("focal", gamma)
+
+    def power(self, exponent: float) -> tuple[Array, Array]:
+        """Sums of the pixel's cross-entropy raised to ``exponent``, split by y and 1 - y."""
+        return self.term("power", exponent)
+
+    @property
+    def pixels(self) -> Array:
+        """Pixels of one sample, ignored ones included."""
+        return self._constant("numel", None)
+
+    @property
+    def samples(self) -> Array:
+        return self._constant("size_n", None)
+
+    @property
+    def class_index(self) -> Array:
+        """``(1, C)``: 0, 1, ..."""
+        return self._constant("class_index", None)
+
+    def vector(self, values: Sequence[float]) -> Array:
+        """``(1, C)`` constants, one per class."""
+        if len(values) != self.geometry.shape[1]:
+            raise ValueError(
+                f"class_weight must have one weight for each of the {self.geometry.shape[1]} classes; got {len(values)}. "
+                f"Try: class_weight of length C, whatever include_background says"
+            )
+        return self._constant("vector", tuple(float(v) for v in values))
+
+    def parameter(self, x: Tensor) -> Array:
+        """A learnable scalar."""
+        return self._constant("parameter", x)
+
+
+def _tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
+    def constant(kind: str, value: Any) -> Array:
+        if kind == "numel":
+            return g.pixels
+        if kind == "size_n":
+            return g.shape[0]
+        if kind == "class_index":
+            return torch.arange(g.shape[1], device=sums.device)[None].to(sums.dtype)
+        if kind == "vector":
+            return torch.tensor([value], dtype=sums.dtype, device=sums.device)
+        return value.to(sums.dtype)
+
+    return PixelStats(lambda row: sums[plan.row(row)], constant, g)
+
+
+Loss = Callable[[PixelStats], tuple[Array, list[Array]]]  # the value, and the terms it is the sum of
+
+
+class Formula:
+    """A loss and its list of instructions, if it has one."""
+
+    def __init__(self, loss: Loss, g: Geometry) -> None:
+        self.loss, self.why_not = loss, None
+        tape = Tape()
+        wanted: list[Row] = []
+
+        def fetch(row: Row) -> Symbol:
+            wanted.append(row)
+            return tape.emit("row", row, n=True, c=1)
+
+        def constant(kind: str, value: Any) -> Symbol:
+            if kind == "parameter":
+                return tape.parameter(value)
+            return tape.emit(kind, value, c=1 if kind in ("class_index", "vector") else 0)
+
+        try:
+            value, terms = loss(PixelStats(fetch, constant, g))
+            results = [tape.lift(x) for x in (value, *terms)]
+        except Untraceable as reason:
+            self.why_not: str | None = str(reason)
+            _find_rows(loss, g, wanted)
+            results = []
+        self.plan = Plan(wanted)
+        self.parameters = tape.parameters
+        self.outputs = [x.index for x in results]
+        self.length = len(tape.code)
+        self._code = tape.code
+        if results:
+            self._value = (results[0].n, results[0].c)
+
+    @property
+    def traced(self) -> bool:
+        return self.why_not is None
+
+    def value_shape(self, g: Geometry) -> tuple[int, ...]:
+        n, c = self._value
+        return ((g.shape[0],) if n else ()) + ((g.shape[1] - (c == 2),) if c else ())
+
+    @cached_property
+    def native(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Code ``(length, 5)``, constants and output numbers, as the bindings take them."""
+        code: list[list[int]] = []
+        constants: list[float] = []
+        for name, a, b, d, n, c in self._code:
+            if name == "row":
+                a = self.plan.row(a)
+            elif name in ("scalar", "vector"):
+                values = a if name == "vector" else (a,)
+                a = len(constants)
+                constants.extend(values)
+            code.append([NUMBER[name], a or 0, b or 0, d or 0, int(n) + 2 * c])
+        return (
+            torch.tensor(code, dtype=torch.int32),
+            torch.tensor(constants, dtype=torch.float64),
+            torch.tensor(self.outputs, dtype=torch.int32),
+        )
+
+    @cached_property
+    def linear(self) -> bool:
+        """The loss is linear in the pixel terms, and what multiplies them depends on the target alone."""
+        degree: list[float] = []
+        for name, a, b, d, _, _ in self._code:
+            if name == "row":
+                degree.append(0 if a in COUNTS else 1 if isinstance(a, tuple) else 2)
+                continue
+            of = [degree[i] for i in (a, b, d) if i is not None] if name in BINARY + UNARY + OPS[32:] else []
+            if name in ("add", "sub", "neg", "sum_n", "sum_c", "tail", "head"):
+                degree.append(max(of))
+            elif name == "mul":
+                degree.append(sum(of))
+            elif name == "div":
+                degree.append(of[0] if of[1] == 0 else 9)
+            elif name == "where":
+                degree.append(max(of[1:]) if of[0] == 0 else 9)
+            else:
+                degree.append(9 if any(of) else 0)
+        return bool(self.outputs) and degree[self.outputs[0]] == 1 and not self.parameters
+
+    @cached_property
+    def counts_needed(self) -> bool:
+        """More than the number of valid pixels must be known about the target before the pass."""
+        return any(name in COUNTS and name != "count" for name in self.plan.moments)
+
+
+def _find_rows(loss: Loss, g: Geometry, wanted: list[Row]) -> None:
+    """The sums that an untraceable formula asks for, found by running it on ones."""
+
+    def fetch(row: Row) -> Tensor:
+        wanted.append(row)
+        return torch.ones(g.shape[:2], dtype=torch.float64)
+
+    stats = _tensor_stats(torch.ones(1, *g.shape[:2], dtype=torch.float64), Plan(()), g)
+    stats._fetch = fetch
+    loss(stats)
+
+
+# ------------------------------------------------------------------------------------------- evaluation
+
+
+def _never_ignored(x: Tensors, g: Geometry) -> bool:
+    """No pixel can carry ignore_index, whatever the target holds."""
+    if x.mask is not None or x.target.dtype.is_floating_point:
+        return False
+    if x.target.dtype == torch.bool:
+        return g.ignore_index not in (0, 1)
+    info = torch.iinfo(x.target.dtype)
+    return not info.min <= g.ignore_index <= info.max
+
+
+class _Evaluate(torch.autograd.Function):
+    """The whole loss as one node: pass, formula; then formula backward, pass backward."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, f: Formula, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        x = x._replace(input=input)
+        native = pick("formula", input)
+        held = torch.stack([p.detach().to(torch.float64) for p in parameters]) if parameters else None
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        ctx.geometry, ctx.formula, ctx.grad = g, f, None
+        coefficient = None
+        if f.linear and ctx.needs_input_grad[0]:
+            # The gradient can be written in the same pass: what multiplies the terms is known from the target.
+            known = torch.zeros((f.plan.rows, *g.shape[:2]), dtype=torch.float64, device=input.device)
+            if f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not _never_ignored(x, g)):
+                counts = f.plan.counts
+                known[: len(counts.moments)] = op.forward(x, g, counts)[0]
+            elif "count" in f.plan.moments:
+                known[f.plan.row("count")] = g.pixels  # true unless a pixel is ignored; backward makes up for it
+            one = torch.ones(f.value_shape(g), dtype=torch.float64, device=input.device)
+            coefficient = native.backward(f, g, known, None, one)[0]
+        sums, ctx.grad = op.forward(x, g, f.plan, coefficient)
+        value, terms = native.forward(f, g, sums, held, dtype)
+        op.save(ctx, x, sums, held, coefficient, *parameters)
+        ctx.mark_non_differentiable(terms)
+        return value, terms
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        g, f, grad_value = ctx.geometry, ctx.formula, grads[0]
+        *saved, sums, held, assumed = ctx.saved_tensors[:7]
+        x, parameters = Tensors(*saved), ctx.saved_tensors[7:]
+        if torch.is_grad_enabled() and (x.input.requires_grad or grad_value.requires_grad):
+            value, _ = _by_torch(x, g, f, differentiable=True)
+            wanted = [t for t, need in zip((x.input, *parameters), (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if need]
+            found = iter(torch.autograd.grad(value, wanted, grad_value.to(value.dtype), create_graph=True, allow_unused=True))
+            needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+            first, *rest = [next(found) if need else None for need in needs]
+            return first, None, None, None, *rest
+        native = pick("formula", x.input)
+        coefficient, parameter_grad = native.backward(f, g, sums, held, grad_value)
+        rest = [parameter_grad[i].to(p.dtype).reshape(p.shape) for i, p in enumerate(parameters)] if parameters else []
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, *rest
+        grad, ctx.grad = ctx.grad, None
+        if grad is not None:
+            scale = native.ratio(coefficient, assumed)
+            if scale == 1.0:
+                return grad, None, None, None, *rest
+            if scale == scale:
+                return grad.mul_(scale), None, None, None, *rest
+        return op.backward(x, g, f.plan, coefficient), None, None, None, *rest
+
+
+def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """The same loss with its formula on tensors: the general path and the definition of the native one."""
+    if differentiable:
+        from ..backends.reference import pixel_stats as reference
+
+        rows = reference.forward(x, g, f.plan)[0]
+    else:
+        rows = op.sums(x, g, f.plan)
+    value, terms = f.loss(_tensor_stats(rows, f.plan, g))
+    dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
+    shape = tuple(s for s, keep in zip(value.shape, f._value, strict=False) if keep) if f.traced and value.ndim == 2 else value.shape
+    return value.reshape(shape).to(dtype), [torch.as_tensor(t).detach().sum() for t in terms]
+
+
+def path(x: Tensors, f: Formula) -> tuple[str, str]:
+    """(backend of the formula, why): ``"torch"`` when it runs as tensor operations."""
+    if not f.traced:
+        return "torch", f"the formula is finished by torch: {f.why_not}"
+    try:
+        pick("formula", x.input)
+    except RuntimeError as error:
+        return "torch", str(error)
+    return pick("formula", x.input).__name__.split(".")[-2], "the formula was traced"
+
+
+def evaluate(x: Tensors, g: Geometry, f: Formula) -> tuple[Tensor, Sequence[Tensor]]:
+    """The value of a loss, in its own shape, and its detached terms."""
+    if f.traced and forced() != "reference" and path(x, f)[0] != "torch":
+        value, terms = _Evaluate.apply(x.input, x, g, f, *f.parameters)
+        return value, terms
+    return _by_torch(x, g, f)
+
+
+def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
+    """d(value) / d(sums) of a linear formula, ``(K, N, C)``, from the counts of the target alone."""
+    counts = f.plan.counts
+    known = torch.zeros((f.plan.rows, *g.shape[:2]), dtype=torch.float64, device=x.input.device)
+    with torch.no_grad():
+        if counts.rows:
+            known[: counts.rows] = op.forward(x, g, counts)[0]
+    with torch.enable_grad():
+        known.requires_grad_()
+        value, _ = f.loss(_tensor_stats(known, f.plan, g))
+        (grad,) = torch.autograd.grad(value.sum(), known)
+    return grad

@@ -1,0 +1,351 @@
+"""pixel_stats: one pass over logits and target gives every sum that a distribution or region loss is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..backends import pick
+
+Mode = Literal["auto", "binary", "multilabel", "multiclass"]
+MODES = ("auto", "binary", "multilabel", "multiclass")
+
+#: Sums per (sample, class) in the order of ``enum Moment`` in csrc/segfuse.h. m: valid, u: m times the weight map, p: probability, y: target.
+MOMENTS = {
+    "count": "sum m",
+    "true_count": "sum m y",
+    "n": "sum u",
+    "true": "sum u y",
+    "true2": "sum u y^2",
+    "pred": "sum u p",
+    "pred2": "sum u p^2",
+    "tp": "sum u p y",
+    "tp2": "sum u p^2 y",
+    "l1": "sum u |p - y|",
+    "sq": "sum u (p - y)^2",
+}
+COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the target alone: no gradient
+#: Terms in the order of ``enum TermKind``. Each is summed as (sum u y f(p), sum u (1 - y) f(1 - p)).
+TERMS = ("focal", "focal_all", "power", "dsc", "dsc_pixel")
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LABELS = FLOATING + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+
+
+class Term(NamedTuple):
+    """A pixel term: its kind, the exponent ``a`` and, for ``dsc_pixel``, the smoothing ``b``."""
+
+    kind: str
+    a: float = 0.0
+    b: float = 0.0
+
+
+Row = str | tuple[Term, int]  # a moment, or (term, part): part 0 belongs to y, part 1 to 1 - y
+
+
+class Plan:
+    """Which sums one pass makes, and in which row each lies."""
+
+    def __init__(self, wanted: Iterable[Row]) -> None:
+        wanted = list(wanted)
+        self.moments = tuple(name for name in MOMENTS if name in wanted)
+        self.terms = tuple(dict.fromkeys(row[0] for row in wanted if isinstance(row, tuple)))
+        self.rows = len(self.moments) + 2 * len(self.terms)
+        number = {name: i for i, name in enumerate(self.moments)}
+        first = {term: len(number) + 2 * i for i, term in enumerate(self.terms)}
+        self._first, self._number = first, number
+        #: what the bindings take: K, the row of every moment (-1: not wanted), (kind, a, b, row) of every term
+        self.native = (
+            self.rows,
+            tuple(number.get(name, -1) for name in MOMENTS),
+            tuple((TERMS.index(t.kind), t.a, t.b, first[t]) for t in self.terms),
+        )
+
+    def row(self, row: Row) -> int:
+        return self._number[row] if isinstance(row, str) else self._first[row[0]] + row[1]
+
+    @cached_property
+    def counts(self) -> Plan:
+        """The part of this plan that needs the target alone."""
+        return Plan(name for name in self.moments if name in COUNTS)
+
+
+class Tensors(NamedTuple):
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a call looks like once its arguments are checked."""
+
+    shape: tuple[int, ...]  # (N, C, *spatial)
+    mode: str  # binary, multilabel or multiclass
+    activation: str  # sigmoid, softmax or identity
+    exclusive: bool  # the classes of a pixel exclude each other: cross-entropy looks at the target class alone
+    index_target: bool  # target holds class numbers; otherwise y itself, shaped like the logits
+    ignore_index: int
+    map_shape: tuple[int, ...]  # of the loss map
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        return self.shape[2:]
+
+    @property
+    def pixels(self) -> int:
+        return prod(self.shape[2:])
+
+
+def _fail(text: str, call: str) -> NoReturn:
+    raise ValueError(f"{text}. Try: {call}")
+
+
+def _shape(x: Tensor) -> str:
+    return f"{tuple(x.shape)}"
+
+
+def check(
+    input: Tensor,
+    target: Tensor,
+    *,
+    mode: str = "auto",
+    from_logits: bool = True,
+    one_vs_rest: bool = False,
+    ignore_index: int = -100,
+    weight_map: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensors, Geometry]:
+    """Checks every argument of a call; what comes out may be passed to a kernel as raw pointers.
+
+    ``one_vs_rest`` treats every class of a multiclass target as a sigmoid problem of its own.
+    """
+    for name, x in (("input", input), ("target", target), ("weight_map", weight_map), ("mask", mask)):
+        if x is None and name in ("weight_map", "mask"):
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}. Try: torch.as_tensor({name})")
+        if x.layout is not torch.strided:
+            raise TypeError(f"{name} must be a dense tensor; got layout {x.layout}. Try: {name}.to_dense()")
+        if x.device != input.device:
+            _fail(f"{name} is on {x.device}, input is on {input.device}", f"{name}.to(input.device)")
+    if input.dtype not in FLOATING:
+        raise TypeError(
+            f"input must be float32, float64, float16 or bfloat16 (logits, or probabilities with from_logits=False); "
+            f"got {input.dtype}. Try: loss(input.float(), target), and mind the order: input first, then target"
+        )
+    for name, x in (("target", target), ("weight_map", weight_map), ("mask", mask)):
+        if x is not None and x.dtype not in LABELS:
+            raise TypeError(f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()")
+    if mode not in MODES:
+        _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
+    if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
+        _fail(f"input must be (N, C, *spatial); got {_shape(input)}", "loss(input[None], target[None])")
+
+    if mode == "auto":
+        mode = "binary" if input.shape[1] == 1 else "multiclass"
+    if mode == "binary":
+        channel = input.ndim >= 2 and input.shape[1] == 1
+        if not channel and input.shape != target.shape:
+            _fail(
+                f"mode='binary' needs input (N, 1, *spatial) or input and target of one shape; got input {_shape(input)} and "
+                f"target {_shape(target)}",
+                "mode='multiclass' for class numbers, mode='multilabel' for one mask per channel",
+            )
+        spatial = tuple(input.shape[2:] if channel else input.shape[1:])
+        shape = (input.shape[0], 1, *spatial)
+    else:
+        shape = tuple(input.shape)
+        spatial = shape[2:]
+    N, C = shape[:2]
+    if mode == "multiclass" and C == 1:
+        _fail(
+            f"mode='multiclass' needs at least two channels: softmax over one channel is always 1; got input {_shape(input)}",
+            "mode='binary'",
+        )
+    if C == 0:
+        _fail(f"input has no channel; got {_shape(input)}", "an input of shape (N, C, *spatial)")
+
+    given = tuple(target.shape)
+    flat, single = (N, *spatial), (N, 1, *spatial)
+    index_target = mode == "multiclass" and given in (flat, single) and given != shape
+    if not index_target and given != shape and not (mode == "binary" and given == flat):
+        if mode == "multiclass":
+            _fail(
+                f"target must be {flat} or {single} class numbers, or {shape} one-hot or probabilities, for input {shape}; got {given}",
+                "target.squeeze(1) for an extra axis, mode='multilabel' for independent masks",
+            )
+        _fail(f"target must be {shape}{' or ' + str(flat) if mode == 'binary' else ''} for mode={mode!r}; got {given}", "target.reshape(input.shape)")
+    for name, x in (("weight_map", weight_map), ("mask", mask)):
+        if x is None:
+            continue
+        per_class = name == "weight_map" or mode != "multiclass"
+        if tuple(x.shape) not in ((flat, single, shape) if per_class else (flat, single)):
+            allowed = f"{flat}, {single} or {shape}" if per_class else f"{flat} or {single}"
+            _fail(f"{name} must be {allowed} for input {shape}; got {_shape(x)}", f"{name}.expand(...) to one of these")
+    if weight_map is not None and weight_map.requires_grad:
+        _fail("weight_map carries a gradient, which is not computed", "weight_map.detach()")
+    if target.requires_grad:
+        _fail("target carries a gradient, which is not computed", "target.detach()")
+
+    exclusive = mode == "multiclass" and not one_vs_rest
+    activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
+    map_shape = flat if exclusive else tuple(input.shape)
+    tensors = Tensors(_plain(input), _plain(target), _plain(weight_map), _plain(mask))
+    return tensors, Geometry(shape, mode, activation, exclusive, index_target, ignore_index, map_shape)
+
+
+def _plain(x: Tensor | None) -> Any:
+    """Strips tensor subclasses; parameters and plain tensors pass."""
+    if x is None or type(x) is Tensor or type(x) is torch.nn.Parameter:
+        return x
+    return x.as_subclass(Tensor)
+
+
+def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
+    """Says which value broke the rules that a kernel counted as broken. Slow: runs only on the way to an error."""
+    if x.weight is not None and bool((x.weight < 0).any()):
+        raise ValueError(f"weight_map must be >= 0; got {float(x.weight.min()):g}. Try: weight_map.clamp(min=0)")
+    target = x.target if x.target.dtype.is_floating_point else x.target.to(torch.int64)
+    kept = target != g.ignore_index
+    if x.mask is not None:
+        mask = x.mask if x.mask.ndim == target.ndim else x.mask.reshape(target.shape) if x.mask.numel() == target.numel() else x.mask[:, None]
+        kept = kept & (mask != 0).expand_as(target)
+    top = g.shape[1] - 1 if g.index_target else 1
+    wrong = kept & ~((target >= 0) & (target <= top) & (target == target.round() if g.index_target else True))
+    where = tuple(int(i) for i in wrong.nonzero()[0])
+    value = target[where].item()
+    if g.index_target:
+        rule = f"class numbers 0 to {top}"
+        call = f"ignore_index={value:g}" if value == round(value) else "target.long()"
+    else:
+        rule = "values from 0 to 1" if x.target.dtype.is_floating_point else "0 or 1"
+        call = f"ignore_index={value:g}, or (target > 0) for a mask of 0 and {value:g}"
+    raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value:g} at {where}. Try: {call}")
+
+
+def forward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Sums ``(K, N, C)``, and the gradient of ``sum(coefficient * sums)`` where the coefficients are known before the pass."""
+    sums, invalid, grad = _backend(x.input, g, plan).forward(x, g, plan, coefficient)
+    if invalid:
+        raise_invalid(x, g)
+    return sums, grad
+
+
+def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
+    """d(sum(coefficient * sums)) / d(input). Under ``create_graph=True`` by the reference, which can be differentiated again."""
+    if torch.is_grad_enabled() and (x.input.requires_grad or coefficient.requires_grad):
+        from ..backends.reference import pixel_stats as reference
+
+        return reference.backward(x, g, plan, coefficient, upstream)
+    return _backend(x.input, g, plan, map=upstream is not None).backward(x, g, plan, coefficient, upstream)
+
+
+def save(ctx: Any, x: Tensors, *more: Tensor | None) -> None:
+    ctx.save_for_backward(*x, *more)
+
+
+class _PixelStats(torch.autograd.Function):
+    """Differentiable sums: the general door, for formulas that are finished by torch."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan) -> Tensor:
+        ctx.geometry, ctx.plan = g, plan
+        x = x._replace(input=input)
+        save(ctx, x)
+        return forward(x, g, plan)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x = Tensors(*ctx.saved_tensors)
+        return backward(x, ctx.geometry, ctx.plan, grads[0].contiguous()), None, None, None
+
+
+def _backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> ModuleType:
+    """Two rare forms are left to the reference: exclusive classes given as probabilities, and their self-adjusting Dice, as a
+    loss map; and a power of the entropy of soft labels over probabilities."""
+    kinds = {term.kind for term in plan.terms}
+    raw = g.exclusive and g.activation == "identity"
+    if (map and (raw or (g.exclusive and kinds & {"dsc", "dsc_pixel"}))) or (raw and "power" in kinds and not g.index_target):
+        from ..backends.reference import pixel_stats as reference
+
+        return reference
+    return pick("pixel_stats", input)
+
+
+class _LossMap(torch.autograd.Function):
+    """The loss of every pixel. The coefficients are constants."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> Tensor:
+        ctx.geometry, ctx.plan = g, plan
+        x = x._replace(input=input)
+        save(ctx, x, coefficient)
+        out, invalid = _backend(input, g, plan, map=True).loss_map(x, g, plan, coefficient)
+        if invalid:
+            raise_invalid(x, g)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *x, coefficient = ctx.saved_tensors
+        return backward(Tensors(*x), ctx.geometry, ctx.plan, coefficient, grads[0]), None, None, None, None
+
+
+def sums(x: Tensors, g: Geometry, plan: Plan) -> Tensor:
+    """Differentiable sums ``(K, N, C)`` in float64."""
+    return _PixelStats.apply(x.input, x, g, plan)
+
+
+def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> Tensor:
+    """Differentiable loss of every pixel, ``g.map_shape``, 0 where ignored."""
+    return _LossMap.apply(x.input, x, g, plan, coefficient)
+
+
+def pixel_stats(
+    input: Tensor,
+    target: Tensor,
+    wanted: Sequence[str] = ("tp", "pred", "true", "n"),
+    *,
+    mode: Mode = "auto",
+    from_logits: bool = True,
+    ignore_index: int = -100,
+    weight_map: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Soft confusion sums of every sample and class in one pass over memory, differentiable.
+
+    Args:
+        input: logits ``(N, C, *spatial)``, or probabilities with ``from_logits=False``.
+        target: class numbers ``(N, *spatial)``, or 0/1 or soft masks shaped like ``input``.
+        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq`` (``segfuse.ops.pixel_stats.MOMENTS``
+            says what each is).
+        mode: ``"binary"`` and ``"multilabel"`` use a sigmoid, ``"multiclass"`` a softmax.
+        ignore_index: target value whose pixels are left out.
+        weight_map: ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``, >= 0.
+        mask: nonzero where a pixel counts.
+    Returns:
+        for every name a float64 tensor ``(N, C)``.
+    Raises:
+        ValueError: a shape or a target value does not fit; a name is unknown.
+        TypeError: a dtype does not fit.
+
+    Source: the sums of Milletari et al. 2016 (arXiv 1606.04797) and Salehi et al. 2017 (arXiv 1706.05721).
+    """
+    unknown = [name for name in wanted if name not in MOMENTS]
+    if unknown or isinstance(wanted, str):
+        _fail(f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}", 'wanted=("tp", "pred", "true")')
+    x, g = check(
+        input, target, mode=mode, from_logits=from_logits, ignore_index=ignore_index, weight_map=weight_map, mask=mask
+    )
+    plan = Plan(wanted)
+    rows = sums(x, g, plan)
+    return {name: rows[plan.row(name)] for name in wanted}
+
