@@ -1,0 +1,54 @@
+"""Fixtures of every test: the backends that run here, the number of threads, and a count of kernel calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import segfuse
+
+try:
+    from segfuse import _cpp
+except ImportError:  # a package built without its extension
+    _cpp = None
+
+KERNELS = ("pixel_stats_forward", "pixel_stats_backward", "pixel_stats_map", "formula_forward", "formula_backward")
+
+
+@pytest.fixture(params=segfuse.backends.available("pixel_stats"))
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend of this machine in turn, forced."""
+    with segfuse.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the calls of every native function by name."""
+    if _cpp is None:
+        pytest.skip("the C++ extension is not built")
+    count: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        native = getattr(_cpp, name)
+
+        def call(**arguments: object) -> object:
+            count[name] += 1
+            return native(**arguments)
+
+        monkeypatch.setattr(_cpp, name, call)
+
+    for name in KERNELS:
+        counted(name)
+    return count
