@@ -78,6 +78,7 @@ def test_forward_backward(
             "peak_mib": {},
             "baseline": {},
             "not_compared": {},
+            "notes": current.notes,
         },
     )
     try:

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from bandwidth import Bandwidth, Streams  # noqa: E402
+from cases import steady_heap  # noqa: E402
 from targets import describe  # noqa: E402
 
 REPORT = pytest.StashKey[dict[Any, Any]]()
@@ -24,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = {}
+    steady_heap()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

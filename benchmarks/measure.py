@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 from bandwidth import MIB, Streams
-from cases import Case, Timed, interleave, peak_extra, segfuse, small_calls
+from cases import Case, Timed, interleave, peak_extra, segfuse, small_calls, steady_heap
 from peers import LIBRARIES, LOSSES, PACKAGES, SHAPES, SMALL
 from targets import describe, describe_targets, judge
 
@@ -85,6 +85,7 @@ def measure_case(case: Case, streams: Streams, seconds: float) -> dict[str, Any]
         "peak_mib": peaks,
         "baseline": {name: candidate.baseline for name, candidate in case.candidates.items()},
         "not_compared": case.missing,
+        "notes": case.notes,
     }
 
 
@@ -152,6 +153,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
+    steady_heap()
 
     machine = environment()
     cpu = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", machine["cpu"].lower())).strip("-")

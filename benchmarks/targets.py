@@ -121,7 +121,8 @@ def describe(case: CaseResult) -> str:
             + (" " * 17 if ratio is None else f"{ratio:8.2f} x segfuse")
             + ("" if extra is None else f"  gradient + {extra:.1f} MiB")
         )
-    return "\n".join([*lines, *(f"  {name:20} not compared: {why}" for name, why in case["not_compared"].items())])
+    lines += [f"  {name:20} not compared: {why}" for name, why in case["not_compared"].items()]
+    return "\n".join(lines + [f"  {name:20} {note}" for name, note in case.get("notes", {}).items()])
 
 
 def describe_targets(rows: list[dict[str, Any]]) -> str:
