@@ -9,6 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(T
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
 CPP     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PEERS   :=
+# What the list `requires` of pyproject.toml leaves to the build front end.
 ADD_requires := cmake ninja
 
 define SMOKE
@@ -48,7 +49,7 @@ typecheck: $(VENV)/.package $(VENV)/.list-dev  ## check types: mypy
 
 wheel: $(BIN)/python  ## build a wheel into dist/ and try it in a fresh environment
 	rm -rf dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist --config-settings=build-dir=build/isolated .
 	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/dist/*.whl) \
 	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
 	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
