@@ -23,7 +23,8 @@ enum Moment : int {
   TP,          // sum u p y
   TP2,         // sum u p^2 y
   L1,          // sum u |p - y|
-  SQ,          // sum u (p - y)^2
+  SQ_TRUE,     // sum u y (p - y)^2
+  SQ_FALSE,    // sum u (1 - y) (p - y)^2
   MOMENTS
 };
 
@@ -87,20 +88,22 @@ struct Formula {
   int n_outputs;
 };
 
-struct FormulaInput {
-  const double* sums;  // [K, N, C]
-  int64_t N, C, S;
-  const double* parameters;
+// A whole loss: the pass that makes the sums, and the formula on them.
+struct Evaluation {
+  PixelStats op;
+  Formula formula;
+  double* sums;              // [K, N, C]; followed by as many `assumed` coefficients where the gradient is written ahead
+  const double* parameters;  // learnable scalars of the formula, or nullptr
+  int n_parameters;
+  bool ahead;        // op.output is written in the forward pass, with coefficients that follow from the target alone
+  bool count_first;  // that takes a pass over the target; otherwise every pixel is taken to be valid
 };
 
-// value: the first output in its own shape; terms: the other outputs, scalars.
-void formula_forward(const Formula& f, const FormulaInput& in, void* value, bool value_is_double, double* terms);
-// coefficient [K, N, C] and parameter_grad from the gradient of the first output.
-void formula_backward(const Formula& f, const FormulaInput& in, const void* grad, bool grad_is_double,
-                      double* coefficient, int64_t rows, double* parameter_grad, int n_parameters);
-
-// r with a = r b everywhere, NaN when there is none
-double formula_ratio(const double* a, const double* b, int64_t length);
+// value: the loss in its own shape; terms: the other outputs, scalars, or nullptr. Returns as pixel_stats_forward.
+int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, double* terms, int threads);
+// op.output and parameter_grad from the gradient of the loss. Where the gradient was written ahead it stays, and the factor that
+// makes it right is returned; where there is no such factor it is written again and 1 is returned.
+double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad, int threads);
 
 const char* isa_used();
 const char* isa_found();  // space separated

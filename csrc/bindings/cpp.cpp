@@ -11,79 +11,100 @@ using namespace segfuse;
 
 namespace {
 
-// (pointer, dtype, strides of N, C and every spatial axis); None is absent
-struct Tensor {
-  View view;
+// (dtype, strides of N, C and every spatial axis); None is absent
+struct Layout {
+  bool present = false;
+  DType dtype = F32;
   std::vector<int64_t> strides;
 };
 
-Tensor tensor(const py::handle& h) {
-  Tensor t;
-  if (h.is_none()) return t;
+Layout layout(const py::handle& h) {
+  if (h.is_none()) return {};
   const auto parts = h.cast<py::tuple>();
-  t.view.data = reinterpret_cast<char*>(parts[0].cast<uintptr_t>());
-  t.view.dtype = static_cast<DType>(parts[1].cast<int>());
-  t.strides = parts[2].cast<std::vector<int64_t>>();
-  return t;
+  return {true, static_cast<DType>(parts[0].cast<int>()), parts[1].cast<std::vector<int64_t>>()};
 }
 
 // Merges neighbouring spatial axes that every tensor walks as one, and fills shape and strides.
-void set_layout(PixelStats& op, const std::vector<int64_t>& spatial, std::initializer_list<std::pair<Tensor*, View*>> all) {
+void set_layout(PixelStats& op, const std::vector<int64_t>& spatial, const std::vector<std::pair<Layout, View*>>& tensors) {
   op.dims = 0;
   op.S = 1;
   for (int64_t side : spatial) op.S *= side;
-  int previous = -1;
+  size_t previous = spatial.size();
   for (size_t d = 0; d < spatial.size(); ++d) {
     if (spatial[d] == 1) continue;
-    bool merge = previous >= 0;
-    for (const auto& [t, view] : all)
-      if (t->view.data != nullptr && merge) merge = t->strides[2 + previous] == t->strides[2 + d] * spatial[d];
+    bool merge = previous < spatial.size();
+    for (const auto& [t, view] : tensors)
+      if (t.present && merge) merge = t.strides[2 + previous] == t.strides[2 + d] * spatial[d];
     if (!merge && op.dims == MAX_DIMS) throw std::length_error("more than 8 spatial axes that cannot be merged");
     if (!merge) op.shape[op.dims++] = 1;
     op.shape[op.dims - 1] *= spatial[d];
-    for (const auto& [t, view] : all)
-      if (t->view.data != nullptr) t->view.spatial[op.dims - 1] = t->strides[2 + d];
-    previous = static_cast<int>(d);
+    for (const auto& [t, view] : tensors)
+      if (t.present) view->spatial[op.dims - 1] = t.strides[2 + d];
+    previous = d;
   }
-  if (op.dims == 0) op.dims = 1, op.shape[0] = 1;
-  for (const auto& [t, view] : all) {
-    if (t->view.data == nullptr) continue;
-    t->view.batch = t->strides[0];
-    t->view.channel = t->strides[1];
-    if (op.S == 1) t->view.spatial[0] = 1;
-    *view = t->view;
+  const bool one = op.dims == 0;
+  if (one) op.dims = 1, op.shape[0] = 1;
+  for (const auto& [t, view] : tensors) {
+    if (!t.present) continue;
+    view->dtype = t.dtype;
+    view->batch = t.strides[0];
+    view->channel = t.strides[1];
+    if (one) view->spatial[0] = 1;
   }
 }
 
-PixelStats describe(const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index,
-                    const py::tuple& plan, const py::handle& input, const py::handle& target, const py::handle& weight,
-                    const py::handle& mask, const py::handle& output, const py::handle& upstream, uintptr_t coefficient) {
+// Everything about a call but its pointers: the same whenever the same loss meets tensors of the same kind.
+struct Pass {
   PixelStats op{};
-  op.N = shape[0];
-  op.C = shape[1];
-  op.activation = static_cast<Activation>(activation);
-  op.index_target = index_target;
-  op.ignore_index = ignore_index;
-  op.rows = plan[0].cast<int>();
-  const auto moments = plan[1].cast<py::tuple>();
-  for (int m = 0; m < MOMENTS; ++m) op.moment[m] = moments[m].cast<int>();
-  const auto terms = plan[2].cast<py::tuple>();
-  if (terms.size() > MAX_TERMS) throw std::length_error("more than 8 pixel terms in one pass");
-  for (const auto& item : terms) {
-    const auto t = item.cast<py::tuple>();
-    op.term[op.terms++] = {t[0].cast<int>(), t[1].cast<double>(), t[2].cast<double>(), t[3].cast<int>()};
-  }
-  op.coefficient = reinterpret_cast<const double*>(coefficient);
-  Tensor in = tensor(input), to = tensor(target), w = tensor(weight), m = tensor(mask), out = tensor(output),
-         up = tensor(upstream);
-  set_layout(op, {shape.begin() + 2, shape.end()},
-             {{&in, &op.input}, {&to, &op.target}, {&w, &op.weight}, {&m, &op.mask}, {&out, &op.output}, {&up, &op.upstream}});
-  return op;
-}
 
-Formula formula(uintptr_t code, int64_t length, uintptr_t constants, uintptr_t outputs, int n_outputs) {
-  return {reinterpret_cast<const int32_t*>(code), length, reinterpret_cast<const double*>(constants),
-          reinterpret_cast<const int32_t*>(outputs), n_outputs};
+  Pass(const std::vector<int>& moments, const std::vector<std::tuple<int, double, double, int>>& terms, int rows,
+       const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index, const py::object& input,
+       const py::object& target, const py::object& weight, const py::object& mask, const py::object& output,
+       const py::object& upstream) {
+    if (moments.size() != MOMENTS) throw std::length_error("a plan names the row of every moment");
+    if (terms.size() > MAX_TERMS) throw std::length_error("more than 8 pixel terms in one pass");
+    op.rows = rows;
+    for (int m = 0; m < MOMENTS; ++m) op.moment[m] = moments[m];
+    for (const auto& [kind, a, b, row] : terms) op.term[op.terms++] = {kind, a, b, row};
+    op.N = shape[0];
+    op.C = shape[1];
+    op.activation = static_cast<Activation>(activation);
+    op.index_target = index_target;
+    op.ignore_index = ignore_index;
+    set_layout(op, {shape.begin() + 2, shape.end()},
+               {{layout(input), &op.input},
+                {layout(target), &op.target},
+                {layout(weight), &op.weight},
+                {layout(mask), &op.mask},
+                {layout(output), &op.output},
+                {layout(upstream), &op.upstream}});
+  }
+
+  PixelStats with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output, uintptr_t upstream,
+                  uintptr_t coefficient) const {
+    PixelStats call = op;
+    call.input.data = reinterpret_cast<char*>(input);
+    call.target.data = reinterpret_cast<char*>(target);
+    call.weight.data = reinterpret_cast<char*>(weight);
+    call.mask.data = reinterpret_cast<char*>(mask);
+    call.output.data = reinterpret_cast<char*>(output);
+    call.upstream.data = reinterpret_cast<char*>(upstream);
+    call.coefficient = reinterpret_cast<const double*>(coefficient);
+    return call;
+  }
+};
+
+struct Code {
+  std::vector<int32_t> code, outputs;
+  std::vector<double> constants;
+  Formula formula() const {
+    return {code.data(), static_cast<int64_t>(code.size() / 5), constants.data(), outputs.data(), static_cast<int>(outputs.size())};
+  }
+};
+
+template <typename T>
+T* pointer(uintptr_t p) {
+  return reinterpret_cast<T*>(p);
 }
 
 }  // namespace
@@ -92,72 +113,73 @@ PYBIND11_MODULE(_cpp, m) {
   using namespace py::literals;
   forked();  // registers the fork handler
 
-  m.def("pixel_stats_forward",
-        [](const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index, const py::tuple& plan,
-           const py::object& input, const py::object& target, const py::object& weight, const py::object& mask,
-           uintptr_t sums, const py::object& grad_input, uintptr_t coefficient, int threads) {
-          const PixelStats op = describe(shape, activation, index_target, ignore_index, plan, input, target, weight, mask,
-                                         grad_input, py::none(), coefficient);
-          py::gil_scoped_release release;
-          return pixel_stats_forward(op, reinterpret_cast<double*>(sums), threads);
-        },
-        py::kw_only(), "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a, "plan"_a, "input"_a, "target"_a,
-        "weight"_a, "mask"_a, "sums"_a, "grad_input"_a, "coefficient"_a, "threads"_a);
+  py::class_<Pass>(m, "Pass")
+      .def(py::init<const std::vector<int>&, const std::vector<std::tuple<int, double, double, int>>&, int,
+                    const std::vector<int64_t>&, int, bool, int64_t, const py::object&, const py::object&, const py::object&,
+                    const py::object&, const py::object&, const py::object&>(),
+           py::kw_only(), "moments"_a, "terms"_a, "rows"_a, "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a,
+           "input"_a, "target"_a, "weight"_a, "mask"_a, "output"_a, "upstream"_a);
+  py::class_<Code>(m, "Code")
+      .def(py::init([](std::vector<int32_t> code, std::vector<double> constants, std::vector<int32_t> outputs) {
+             return Code{std::move(code), std::move(outputs), std::move(constants)};
+           }),
+           py::kw_only(), "code"_a, "constants"_a, "outputs"_a);
 
-  m.def("pixel_stats_backward",
-        [](const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index, const py::tuple& plan,
-           const py::object& input, const py::object& target, const py::object& weight, const py::object& mask,
-           const py::object& grad_input, const py::object& upstream, uintptr_t coefficient, int threads) {
-          const PixelStats op = describe(shape, activation, index_target, ignore_index, plan, input, target, weight, mask,
-                                         grad_input, upstream, coefficient);
-          py::gil_scoped_release release;
-          pixel_stats_backward(op, threads);
-        },
-        py::kw_only(), "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a, "plan"_a, "input"_a, "target"_a,
-        "weight"_a, "mask"_a, "grad_input"_a, "upstream"_a, "coefficient"_a, "threads"_a);
+  m.def(
+      "pixel_stats_forward",
+      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t sums, int threads) {
+        py::gil_scoped_release release;
+        return pixel_stats_forward(layout.with(input, target, weight, mask, 0, 0, 0), pointer<double>(sums), threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "threads"_a);
 
-  m.def("pixel_stats_map",
-        [](const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index, const py::tuple& plan,
-           const py::object& input, const py::object& target, const py::object& weight, const py::object& mask,
-           const py::object& loss_map, uintptr_t coefficient, int threads) {
-          const PixelStats op = describe(shape, activation, index_target, ignore_index, plan, input, target, weight, mask,
-                                         loss_map, py::none(), coefficient);
-          py::gil_scoped_release release;
-          return pixel_stats_map(op, threads);
-        },
-        py::kw_only(), "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a, "plan"_a, "input"_a, "target"_a,
-        "weight"_a, "mask"_a, "loss_map"_a, "coefficient"_a, "threads"_a);
+  m.def(
+      "pixel_stats_backward",
+      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t grad_input,
+         uintptr_t upstream, uintptr_t coefficient, int threads) {
+        py::gil_scoped_release release;
+        pixel_stats_backward(layout.with(input, target, weight, mask, grad_input, upstream, coefficient), threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "grad_input"_a, "upstream"_a, "coefficient"_a,
+      "threads"_a);
 
-  m.def("formula_forward",
-        [](uintptr_t code, int64_t length, uintptr_t constants, uintptr_t outputs, int n_outputs, uintptr_t sums, int64_t N,
-           int64_t C, int64_t S, uintptr_t parameters, uintptr_t value, bool value_is_double, uintptr_t terms) {
-          formula_forward(formula(code, length, constants, outputs, n_outputs),
-                          {reinterpret_cast<const double*>(sums), N, C, S, reinterpret_cast<const double*>(parameters)},
-                          reinterpret_cast<void*>(value), value_is_double, reinterpret_cast<double*>(terms));
-        },
-        py::kw_only(), "code"_a, "length"_a, "constants"_a, "outputs"_a, "n_outputs"_a, "sums"_a, "N"_a, "C"_a, "S"_a,
-        "parameters"_a, "value"_a, "value_is_double"_a, "terms"_a);
+  m.def(
+      "pixel_stats_map",
+      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t loss_map,
+         uintptr_t coefficient, int threads) {
+        py::gil_scoped_release release;
+        return pixel_stats_map(layout.with(input, target, weight, mask, loss_map, 0, coefficient), threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "loss_map"_a, "coefficient"_a, "threads"_a);
 
-  m.def("formula_backward",
-        [](uintptr_t code, int64_t length, uintptr_t constants, uintptr_t outputs, int n_outputs, uintptr_t sums, int64_t N,
-           int64_t C, int64_t S, uintptr_t parameters, uintptr_t grad, bool grad_is_double, uintptr_t coefficient,
-           int64_t rows, uintptr_t parameter_grad, int n_parameters) {
-          formula_backward(formula(code, length, constants, outputs, n_outputs),
-                           {reinterpret_cast<const double*>(sums), N, C, S, reinterpret_cast<const double*>(parameters)},
-                           reinterpret_cast<const void*>(grad), grad_is_double, reinterpret_cast<double*>(coefficient), rows,
-                           reinterpret_cast<double*>(parameter_grad), n_parameters);
-        },
-        py::kw_only(), "code"_a, "length"_a, "constants"_a, "outputs"_a, "n_outputs"_a, "sums"_a, "N"_a, "C"_a, "S"_a,
-        "parameters"_a, "grad"_a, "grad_is_double"_a, "coefficient"_a, "rows"_a, "parameter_grad"_a, "n_parameters"_a);
+  m.def(
+      "formula_forward",
+      [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool count_first, uintptr_t value, bool value_is_double,
+         uintptr_t terms, int threads) {
+        py::gil_scoped_release release;
+        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0), code.formula(), pointer<double>(sums),
+                           pointer<double>(parameters), 0, grad_input != 0, count_first};
+        return formula_forward(e, pointer<void>(value), value_is_double, pointer<double>(terms), threads);
+      },
+      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a, "grad_input"_a,
+      "count_first"_a, "value"_a, "value_is_double"_a, "terms"_a, "threads"_a);
 
-  m.def("formula_ratio",
-        [](uintptr_t a, uintptr_t b, int64_t length) {
-          return formula_ratio(reinterpret_cast<const double*>(a), reinterpret_cast<const double*>(b), length);
-        },
-        py::kw_only(), "a"_a, "b"_a, "length"_a);
+  m.def(
+      "formula_backward",
+      [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool ahead, uintptr_t grad, bool grad_is_double,
+         uintptr_t parameter_grad, int n_parameters, int threads) {
+        py::gil_scoped_release release;
+        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0), code.formula(), pointer<double>(sums),
+                           pointer<double>(parameters), n_parameters, ahead, false};
+        return formula_backward(e, pointer<void>(grad), grad_is_double, pointer<double>(parameter_grad), threads);
+      },
+      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a, "grad_input"_a,
+      "ahead"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
 
-  m.def("huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(reinterpret_cast<void*>(data), bytes); }, py::kw_only(),
-        "data"_a, "bytes"_a);
+  m.def("huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(), "data"_a,
+        "bytes"_a);
   m.def("isa_info", [] {
     py::dict info;
     info["found"] = py::str(isa_found()).attr("split")();

@@ -87,13 +87,19 @@ double binary(int op, double a, double b) {
   }
 }
 
+struct Input {
+  const double* sums;  // [K, N, C]
+  int64_t N, C, S;
+  const double* parameters;
+};
+
 struct Machine {
   const Formula& f;
-  const FormulaInput& in;
+  const Input in;
   std::vector<Array> arrays;
   std::vector<double> memory;
 
-  Machine(const Formula& formula, const FormulaInput& input) : f(formula), in(input), arrays(formula.length) {
+  Machine(const Formula& formula, const Input& input) : f(formula), in(input), arrays(formula.length) {
     int64_t total = 0;
     for (int64_t i = 0; i < f.length; ++i) {
       const int32_t shape = f.code[i * 5 + 4];
@@ -224,11 +230,65 @@ struct Machine {
   }
 };
 
+Input input_of(const Evaluation& e, const double* sums) { return {sums, e.op.N, e.op.C, e.op.S, e.parameters}; }
+
+int64_t size_of(const Evaluation& e) { return e.op.rows * e.op.N * e.op.C; }
+
+// coefficient [K, N, C] and parameter_grad; seed(j) is the gradient of entry j of the loss
+template <typename Seed>
+void derive(const Evaluation& e, const double* sums, Seed seed, double* coefficient, double* parameter_grad) {
+  const Machine m(e.formula, input_of(e, sums));
+  for (int64_t j = 0; j < size_of(e); ++j) coefficient[j] = 0;
+  for (int j = 0; j < e.n_parameters; ++j) parameter_grad[j] = 0;
+  std::vector<double> gradient(m.memory.size(), 0.0);
+  const Array& out = m.arrays[e.formula.outputs[0]];
+  double* to = gradient.data() + (out.at - m.memory.data());
+  for (int64_t j = 0; j < out.size(); ++j) to[j] = seed(j);
+  for (int64_t i = e.formula.length - 1; i >= 0; --i) m.reverse(i, gradient, coefficient, parameter_grad);
+}
+
+// The sums as far as they follow from the target: what multiplies the terms of a linear formula depends on nothing else.
+std::vector<double> known_sums(const Evaluation& e, int threads) {
+  std::vector<double> known(size_of(e), 0.0);
+  if (e.count_first) {
+    PixelStats counts = e.op;  // the counts are the first rows
+    counts.rows = 0;
+    counts.terms = 0;
+    counts.output.data = nullptr;
+    for (int m = 0; m < MOMENTS; ++m) {
+      if (m > TRUE2) counts.moment[m] = -1;
+      counts.rows += counts.moment[m] >= 0;
+    }
+    pixel_stats_forward(counts, known.data(), threads);
+  } else if (e.op.moment[COUNT] >= 0) {
+    double* row = known.data() + e.op.moment[COUNT] * e.op.N * e.op.C;
+    for (int64_t j = 0; j < e.op.N * e.op.C; ++j) row[j] = static_cast<double>(e.op.S);
+  }
+  return known;
+}
+
+// r with a = r b everywhere, NaN when there is none
+double ratio(const double* a, const double* b, int64_t length) {
+  int64_t first = 0;
+  while (first < length && b[first] == 0) ++first;
+  const double r = first < length ? a[first] / b[first] : 1;
+  for (int64_t i = 0; i < length; ++i)
+    if (!(std::fabs(a[i] - r * b[i]) <= 1e-14 * std::fabs(a[i]))) return NAN;
+  return r;
+}
+
 }  // namespace
 
-void formula_forward(const Formula& f, const FormulaInput& in, void* value, bool value_is_double, double* terms) {
-  const Machine m(f, in);
-  const Array& out = m.arrays[f.outputs[0]];
+int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, double* terms, int threads) {
+  PixelStats op = e.op;
+  if (e.ahead) {
+    double* assumed = e.sums + size_of(e);
+    derive(e, known_sums(e, threads).data(), [](int64_t) { return 1.0; }, assumed, nullptr);
+    op.coefficient = assumed;
+  }
+  const int64_t invalid = pixel_stats_forward(op, e.sums, threads);
+  const Machine m(e.formula, input_of(e, e.sums));
+  const Array& out = m.arrays[e.formula.outputs[0]];
   for (int64_t j = 0; j < out.size(); ++j) {
     if (value_is_double) {
       static_cast<double*>(value)[j] = out.at[j];
@@ -236,30 +296,24 @@ void formula_forward(const Formula& f, const FormulaInput& in, void* value, bool
       static_cast<float*>(value)[j] = static_cast<float>(out.at[j]);
     }
   }
-  for (int k = 1; k < f.n_outputs; ++k) terms[k - 1] = *m.arrays[f.outputs[k]].at;
+  for (int k = 1; terms != nullptr && k < e.formula.n_outputs; ++k) terms[k - 1] = *m.arrays[e.formula.outputs[k]].at;
+  return invalid;
 }
 
-void formula_backward(const Formula& f, const FormulaInput& in, const void* grad, bool grad_is_double,
-                      double* coefficient, int64_t rows, double* parameter_grad, int n_parameters) {
-  const Machine m(f, in);
-  for (int64_t j = 0; j < rows * in.N * in.C; ++j) coefficient[j] = 0;
-  for (int j = 0; j < n_parameters; ++j) parameter_grad[j] = 0;
-  std::vector<double> gradient(m.memory.size(), 0.0);
-  const Array& out = m.arrays[f.outputs[0]];
-  double* seed = gradient.data() + (out.at - m.memory.data());
-  for (int64_t j = 0; j < out.size(); ++j)
-    seed[j] = grad_is_double ? static_cast<const double*>(grad)[j] : static_cast<const float*>(grad)[j];
-  for (int64_t i = f.length - 1; i >= 0; --i) m.reverse(i, gradient, coefficient, parameter_grad);
-}
-
-double formula_ratio(const double* a, const double* b, int64_t length) {
-  double r = 1;
-  int64_t first = 0;
-  while (first < length && b[first] == 0) ++first;
-  if (first < length) r = a[first] / b[first];
-  for (int64_t i = 0; i < length; ++i)
-    if (std::fabs(a[i] - r * b[i]) > 1e-14 * std::fabs(a[i])) return NAN;
-  return r;
+double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad, int threads) {
+  std::vector<double> coefficient(size_of(e));
+  auto seed = [=](int64_t j) {
+    return grad_is_double ? static_cast<const double*>(grad)[j] : static_cast<double>(static_cast<const float*>(grad)[j]);
+  };
+  derive(e, e.sums, seed, coefficient.data(), parameter_grad);
+  if (e.ahead) {
+    const double r = ratio(coefficient.data(), e.sums + size_of(e), size_of(e));
+    if (r == r) return r;
+  }
+  PixelStats op = e.op;
+  op.coefficient = coefficient.data();
+  if (op.output.data != nullptr) pixel_stats_backward(op, threads);
+  return 1;
 }
 
 }  // namespace segfuse

@@ -228,7 +228,8 @@ inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u
   total(PRED2, [=](int64_t i) { return weight(i) * p[i] * p[i]; });
   total(TP2, [=](int64_t i) { return weight(i) * p[i] * p[i] * y[i]; });
   total(L1, [=](int64_t i) { const T d = p[i] - y[i]; return weight(i) * (d < T(0) ? -d : d); });
-  total(SQ, [=](int64_t i) { return weight(i) * (p[i] - y[i]) * (p[i] - y[i]); });
+  total(SQ_TRUE, [=](int64_t i) { return weight(i) * y[i] * (p[i] - y[i]) * (p[i] - y[i]); });
+  total(SQ_FALSE, [=](int64_t i) { return weight(i) * (T(1) - y[i]) * (p[i] - y[i]) * (p[i] - y[i]); });
   for (int k = 0; k < op.terms; ++k) {
     const Term& term = op.term[k];
     if (term.kind != DSC && term.kind != DSC_PIXEL) continue;
@@ -272,15 +273,17 @@ inline void target_sums(const PixelStats& op, const Target<T>& t, bool weighted,
 
 template <typename T>
 struct MomentGradient {
-  T constant, by_y, by_p, by_py, l1;
+  T constant, by_y, by_p, by_py, l1, sq_false, sq_y;
   bool any, dsc;
   // coefficient(row) -> double
   template <typename Coefficient>
   MomentGradient(const PixelStats& op, Coefficient coefficient) {
     auto of = [&](int moment) { return op.moment[moment] < 0 ? T(0) : static_cast<T>(coefficient(op.moment[moment])); };
     constant = of(PRED);
-    by_y = of(TP) - T(2) * of(SQ);
-    by_p = T(2) * (of(PRED2) + of(SQ));
+    by_y = of(TP);
+    by_p = T(2) * of(PRED2);
+    sq_false = T(2) * of(SQ_FALSE);
+    sq_y = T(2) * of(SQ_TRUE) - sq_false;
     by_py = T(2) * of(TP2);
     l1 = of(L1);
     dsc = false;
@@ -288,7 +291,6 @@ struct MomentGradient {
     any = dsc;
     for (int m = PRED; m < MOMENTS; ++m) any |= op.moment[m] >= 0;
   }
-  bool linear() const { return by_p == T(0) && by_py == T(0) && l1 == T(0) && !dsc; }
 };
 
 // g = d(loss) / dp without the weight u
@@ -302,6 +304,9 @@ inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, co
       const T sign = p[i] > y[i] ? T(1) : (p[i] < y[i] ? T(-1) : p[i] - y[i]);
       g[i] = (k.constant + k.by_y * y[i]) + (k.by_p + k.by_py * y[i]) * p[i] + k.l1 * sign;
     }
+  }
+  if (k.sq_false != T(0) || k.sq_y != T(0)) {
+    SIMD for (int64_t i = 0; i < length; ++i) g[i] += (p[i] - y[i]) * (k.sq_false + k.sq_y * y[i]);
   }
   for (int j = 0; k.dsc && j < op.terms; ++j) {
     const Term& term = op.term[j];
@@ -697,7 +702,8 @@ struct Softmax {
       dense_logs |= op.term[k].kind == FOCAL_ALL;
       nonlinear |= !logarithmic(op.term[k].kind);
     }
-    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 || op.moment[SQ] >= 0;
+    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 ||
+                 op.moment[SQ_TRUE] >= 0 || op.moment[SQ_FALSE] >= 0;
     probabilities = op.terms > 0 || nonlinear || op.moment[PRED] >= 0 || op.moment[TP] >= 0;
   }
   const T* weight(int64_t c) const { return class_weighted ? u_class + c * tile : u; }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 
-from .backends import pick
 from .losses._base import CompoundLoss, Loss
-from .ops.formula import path
+from .ops import pixel_stats
 
 
 def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
@@ -18,13 +19,20 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     if isinstance(loss, CompoundLoss) and not loss.fusable:
         lines = [f"{name}: {explain(term, input, target)}" for name, term in loss.terms.items()]
         return "its terms do not share a pass\n  " + "\n  ".join(line.replace("\n", "\n  ") for line in lines)
-    first = next(iter(loss.terms.values())) if isinstance(loss, CompoundLoss) else loss
-    x, g = first.check(input, target, None, None)
-    formula = loss.formula_for(g)
-    backend, why = path(x, formula)
+    x, call = loss.prepare(input, target, None, None)
+    g, formula, backend = call.geometry, call.formula, call.backend
     sums = [*formula.plan.moments, *(f"{t.kind}({t.a:g})" for t in formula.plan.terms)]
-    passes = "one pass that also writes the gradient" if formula.linear and backend != "torch" else "one pass, and one for the gradient"
+    ahead = formula.linear and backend is not None
+    passes = "one pass that also writes the gradient" if ahead else "one pass forward, one backward"
+    if backend is not None:
+        finish = f"{_name(backend)}: {formula.length} traced operations in the same call"
+    else:
+        finish = "torch operations: " + (formula.why_not or "the reference was asked for or is needed here")
     return (
-        f"mode {g.mode}, {g.activation}; pixel_stats on {pick('pixel_stats', x.input).__name__.split('.')[-2]}: {passes}\n"
-        f"sums: {', '.join(sums)}\nformula on {backend}: {why}"
+        f"mode {g.mode}, {g.activation}; pixel_stats on {_name(pixel_stats.backend(x.input, g, formula.plan))}: {passes}\n"
+        f"sums: {', '.join(sums)}\nformula on {finish}"
     )
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.split(".")[-2]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 OPS = ("pixel_stats", "formula")
 NAMES = ("cuda", "cpp", "numba", "reference")
+_ENVIRONMENT = os.environ.get("SEGFUSE_BACKEND") or None  # read once, at import
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_backend", default=None)
 
 
@@ -42,7 +43,7 @@ def available(op: str) -> list[str]:
 
 def forced() -> str | None:
     """The backend demanded by :func:`use_backend` or ``SEGFUSE_BACKEND``, if any."""
-    return _forced.get() or os.environ.get("SEGFUSE_BACKEND") or None
+    return _forced.get() or _ENVIRONMENT
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
+from ..backends import forced
 from ..ops import pixel_stats as op
-from ..ops.formula import Array, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
+from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
 from ..ops.pixel_stats import Geometry, Mode, Tensors
 
 Reduction = Literal["mean", "sum", "none"]
@@ -108,6 +109,7 @@ class Loss(nn.Module):
     ) -> None:
         super().__init__()
         self._formulas: dict[Any, Formula] = {}
+        self._calls: dict[Any, Call] = {}
         self.mode = one_of("mode", mode, op.MODES)
         self.from_logits = bool(from_logits)
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
@@ -157,8 +159,7 @@ class Loss(nn.Module):
             ValueError: shapes, values or options that do not fit together.
             TypeError: a dtype that does not fit.
         """
-        x, g = self.check(input, target, weight_map, mask)
-        value, terms = self.evaluate(x, g)
+        value, terms = self.evaluate(*self.prepare(input, target, weight_map, mask), return_terms)
         if not return_terms:
             return value
         named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
@@ -176,13 +177,30 @@ class Loss(nn.Module):
             mask=mask,
         )
 
-    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, Sequence[Tensor]]:
-        return evaluate(x, g, self.formula_for(g))
+    def prepare(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Call]:
+        """Checks the arguments, once for each kind of plain tensors."""
+        key = None
+        if weight_map is None and mask is None and type(target) is Tensor and type(input) in (Tensor, nn.Parameter):
+            key = (*_kind(input), *_kind(target), target.requires_grad, forced(), self._state())
+            call = self._calls.get(key)
+            if call is not None:
+                return Tensors(input, target, None, None), call
+        x, g = self.check(input, target, weight_map, mask)
+        call = Call(x, g, self.formula_for(g))
+        if key is not None:
+            if len(self._calls) >= 64:
+                self._calls.clear()
+            self._calls[key] = call
+        return x, call
+
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
+        return evaluate(x, call, with_terms)
 
     def formula_for(self, g: Geometry) -> Formula:
         key = (g.mode, g.activation, g.shape[1], self._state())
         if key not in self._formulas:
-            self._formulas.clear() if len(self._formulas) > 16 else None
+            if len(self._formulas) >= 16:
+                self._formulas.clear()
             self._formulas[key] = Formula(self.parts, g)
         return self._formulas[key]
 
@@ -204,7 +222,7 @@ class Loss(nn.Module):
             self.__dict__["_changes"] = self._changes + 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_formulas": {}}
+        return {**self.__dict__, "_formulas": {}, "_calls": {}}
 
     def extra_repr(self) -> str:
         shown = []
@@ -258,6 +276,11 @@ class Loss(nn.Module):
             return None
         v = s.vector(self.class_weight)
         return _tail(v) if self.drops_background(s) else v
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    """Everything about a tensor but its values; a sparse one has no strides."""
+    return x.shape, x.stride() if x.layout is torch.strided else None, x.dtype, x.device
 
 
 def _tail(x: Array) -> Array:
@@ -333,20 +356,21 @@ class PixelLoss(Loss):
         share = e / (s.geometry.shape[1] if s.multiclass else 2)
         return (1 - e) * one + share * every, (1 - e) * zero + share * rest
 
-    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, Sequence[Tensor]]:
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         if self.reduction != "none":
-            return super().evaluate(x, g)
-        return self.loss_map(x, g), []
-
-    def loss_map(self, x: Tensors, g: Geometry) -> Tensor:
-        """The loss of every pixel."""
-        formula = self.formula_for(g)
-        return op.loss_map(x, g, formula.plan, coefficients(x, g, formula))
+            return super().evaluate(x, call, with_terms)
+        return loss_map(x, call), []
 
     def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
         if self.reduction != "none":
             return super().parts(s)
         return self.pixel(self.foreground(s)).sum(), []
+
+
+def loss_map(x: Tensors, call: Call) -> Tensor:
+    """The loss of every pixel, for a formula that is a sum over pixels."""
+    g, f = call.geometry, call.formula
+    return op.loss_map(x, g, f.plan, coefficients(x, g, f))
 
 
 class StatsLoss(Loss):
@@ -501,6 +525,9 @@ class CompoundLoss(Loss):
             total = total + weight * value
         return total, values
 
+    def check(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Geometry]:
+        return next(iter(self.terms.values())).check(input, target, weight_map, mask)
+
     def term_names(self) -> list[str]:
         return list(self.terms)
 
@@ -516,10 +543,8 @@ class CompoundLoss(Loss):
         mask: Tensor | None = None,
         return_terms: bool = False,
     ) -> Any:
-        first = next(iter(self.terms.values()))
         if self.fusable:
-            x, g = first.check(input, target, weight_map, mask)
-            value, values = self.evaluate(x, g)
+            value, values = self.evaluate(*self.prepare(input, target, weight_map, mask), return_terms)
             return (value, dict(zip(self.terms, values, strict=True))) if return_terms else value
         # Terms that read the logits alike still share a pass.
         passes: dict[Any, list[str]] = {}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops.formula import Array, PixelStats, ratio, where
+from ..ops.formula import Array, Call, PixelStats, ratio, where
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import PixelLoss, PixelOptions, number, one_of
+from ._base import PixelLoss, PixelOptions, loss_map, number, one_of
 
 __all__ = ["BalancedCrossEntropyLoss", "CrossEntropyLoss", "TopKCrossEntropyLoss"]
 
@@ -119,10 +119,11 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
     def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
         return self.pixel(self.foreground(s)).sum(), []
 
-    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, list[Tensor]]:
-        loss = self.loss_map(x, g)
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
+        g = call.geometry
+        loss = loss_map(x, call)
         kept = _kept(x, g)
-        if self.drops_background(PixelStats(lambda row: None, lambda kind, value: None, g)) and g.index_target:
+        if not self.include_background and g.index_target:
             kept = kept & (x.target.reshape(kept.shape) != 0)
         rows = loss.shape[0] if self.per_sample else 1
         flat, valid = loss.reshape(rows, -1), kept.expand_as(loss).reshape(rows, -1)

@@ -8,10 +8,9 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops import pixel_stats as op
-from ..ops.formula import Array, PixelStats, coefficients, mean, ratio, where
-from ..ops.pixel_stats import Geometry, Tensors
-from ._base import RegionOptions, StatsLoss, number, one_of
+from ..ops.formula import Array, Call, PixelStats, mean, ratio, where
+from ..ops.pixel_stats import Tensors
+from ._base import RegionOptions, StatsLoss, loss_map, number, one_of
 
 __all__ = ["DiceLoss", "GeneralizedDiceLoss", "LogCoshDiceLoss", "SelfAdjustingDiceLoss"]
 
@@ -147,8 +146,7 @@ class SelfAdjustingDiceLoss(StatsLoss):
             return total
         return ratio(total, s.true_count.sum() if only else s.count.sum())
 
-    def evaluate(self, x: Tensors, g: Geometry) -> tuple[Tensor, list[Tensor]]:
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         if self.form == "set" or self.reduction != "none":
-            return super().evaluate(x, g)  # type: ignore[return-value]
-        formula = self.formula_for(g)
-        return op.loss_map(x, g, formula.plan, coefficients(x, g, formula)), []
+            return super().evaluate(x, call, with_terms)
+        return loss_map(x, call), []

@@ -39,8 +39,7 @@ class SensitivitySpecificityLoss(StatsLoss):
 
     def formula(self, s: PixelStats) -> Array:
         if self.form == "brosch":
-            missed = s.true - 2 * s.tp + s.tp2  # sum y (1 - p)^2
-            return self.r * ratio(missed, s.true + self.eps) + (1 - self.r) * ratio(s.pred2 - s.tp2, s.n - s.true + self.eps)
+            return self.r * ratio(s.sq_true, s.true + self.eps) + (1 - self.r) * ratio(s.sq_false, s.n - s.true + self.eps)
         sn, sd = self.smooth
         negative = s.n - s.true
         return self.w * ratio(s.fn + (sd - sn), s.true + sd) + (1 - self.w) * ratio(s.fp + (sd - sn), negative + sd)

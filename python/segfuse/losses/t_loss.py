@@ -35,7 +35,8 @@ class TLoss(Loss):
         nu = s.parameter(self.nu_tilde).exp() + self.eps
         s = self.foreground(s)
         valid = s.count.sum(1, keepdim=True)
-        error = math.exp(self.lam) * (s.sq if v is None else v * s.sq).sum(1, keepdim=True)
+        squares = s.sq_true + s.sq_false
+        error = math.exp(self.lam) * (squares if v is None else v * squares).sum(1, keepdim=True)
         half = (nu + valid) * 0.5
         loss = (nu * 0.5).lgamma() - half.lgamma() + 0.5 * valid * ((math.pi * nu).log() - self.lam) + half * (error / nu).log1p()
         if self.reduction == "none":

@@ -343,9 +343,11 @@ class Formula:
         return ((g.shape[0],) if n else ()) + ((g.shape[1] - (c == 2),) if c else ())
 
     @cached_property
-    def native(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Code ``(length, 5)``, constants and output numbers, as the bindings take them."""
-        code: list[list[int]] = []
+    def native(self) -> Any:
+        """The instructions as the bindings take them."""
+        from .. import _cpp
+
+        code: list[int] = []
         constants: list[float] = []
         for name, a, b, d, n, c in self._code:
             if name == "row":
@@ -354,12 +356,8 @@ class Formula:
                 values = a if name == "vector" else (a,)
                 a = len(constants)
                 constants.extend(values)
-            code.append([NUMBER[name], a or 0, b or 0, d or 0, int(n) + 2 * c])
-        return (
-            torch.tensor(code, dtype=torch.int32),
-            torch.tensor(constants, dtype=torch.float64),
-            torch.tensor(self.outputs, dtype=torch.int32),
-        )
+            code += [NUMBER[name], a or 0, b or 0, d or 0, int(n) + 2 * c]
+        return _cpp.Code(code=code, constants=constants, outputs=self.outputs)
 
     @cached_property
     def linear(self) -> bool:
@@ -413,58 +411,57 @@ def _never_ignored(x: Tensors, g: Geometry) -> bool:
     return not info.min <= g.ignore_index <= info.max
 
 
+class Call:
+    """What a loss knows about a kind of call: made once, used for every batch of the same shape, strides and dtypes."""
+
+    def __init__(self, x: Tensors, g: Geometry, f: Formula) -> None:
+        self.geometry, self.formula, self.native = g, f, None
+        self.backend = _native_backend(x, g, f)
+        self.dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
+        if self.backend is not None:
+            self.value_shape = f.value_shape(g)
+            # What multiplies the terms of a linear formula follows from the target: the same pass can write the gradient.
+            self.linear = f.linear
+            self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not _never_ignored(x, g))
+
+
 class _Evaluate(torch.autograd.Function):
-    """The whole loss as one node: pass, formula; then formula backward, pass backward."""
+    """The whole loss as one node: pass and formula forward, formula and pass backward."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, f: Formula, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        x = x._replace(input=input)
-        native = pick("formula", input)
-        held = torch.stack([p.detach().to(torch.float64) for p in parameters]) if parameters else None
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        ctx.geometry, ctx.formula, ctx.grad = g, f, None
-        coefficient = None
-        if f.linear and ctx.needs_input_grad[0]:
-            # The gradient can be written in the same pass: what multiplies the terms is known from the target.
-            known = torch.zeros((f.plan.rows, *g.shape[:2]), dtype=torch.float64, device=input.device)
-            if f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not _never_ignored(x, g)):
-                counts = f.plan.counts
-                known[: len(counts.moments)] = op.forward(x, g, counts)[0]
-            elif "count" in f.plan.moments:
-                known[f.plan.row("count")] = g.pixels  # true unless a pixel is ignored; backward makes up for it
-            one = torch.ones(f.value_shape(g), dtype=torch.float64, device=input.device)
-            coefficient = native.backward(f, g, known, None, one)[0]
-        sums, ctx.grad = op.forward(x, g, f.plan, coefficient)
-        value, terms = native.forward(f, g, sums, held, dtype)
-        op.save(ctx, x, sums, held, coefficient, *parameters)
-        ctx.mark_non_differentiable(terms)
-        return value, terms
+    def forward(ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, *parameters: Tensor) -> Tensor:
+        held = torch.stack(parameters).to(torch.float64) if parameters else None
+        value, invalid, sums, ahead = call.backend.forward(call, x, held, terms, call.linear and ctx.needs_input_grad[0])
+        if invalid:
+            op.raise_invalid(x, call.geometry)
+        ctx.call, ctx.ahead = call, ahead
+        ctx.save_for_backward(input, x.target, x.weight, x.mask, sums, held, *parameters)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        g, f, grad_value = ctx.geometry, ctx.formula, grads[0]
-        *saved, sums, held, assumed = ctx.saved_tensors[:7]
-        x, parameters = Tensors(*saved), ctx.saved_tensors[7:]
-        if torch.is_grad_enabled() and (x.input.requires_grad or grad_value.requires_grad):
-            value, _ = _by_torch(x, g, f, differentiable=True)
-            wanted = [t for t, need in zip((x.input, *parameters), (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])) if need]
-            found = iter(torch.autograd.grad(value, wanted, grad_value.to(value.dtype), create_graph=True, allow_unused=True))
+        call = ctx.call
+        input, target, weight, mask, sums, held, *parameters = ctx.saved_tensors
+        x = Tensors(input, target, weight, mask)
+        if torch.is_grad_enabled() and (input.requires_grad or grads[0].requires_grad):
             needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
-            first, *rest = [next(found) if need else None for need in needs]
+            first, *rest = _by_reference(x, call.geometry, call.formula, grads[0], parameters, needs)
             return first, None, None, None, *rest
-        native = pick("formula", x.input)
-        coefficient, parameter_grad = native.backward(f, g, sums, held, grad_value)
-        rest = [parameter_grad[i].to(p.dtype).reshape(p.shape) for i, p in enumerate(parameters)] if parameters else []
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, *rest
-        grad, ctx.grad = ctx.grad, None
-        if grad is not None:
-            scale = native.ratio(coefficient, assumed)
-            if scale == 1.0:
-                return grad, None, None, None, *rest
-            if scale == scale:
-                return grad.mul_(scale), None, None, None, *rest
-        return op.backward(x, g, f.plan, coefficient), None, None, None, *rest
+        ahead, ctx.ahead = ctx.ahead, None
+        first, many = call.backend.backward(call, x, held, sums, grads[0], ahead, ctx.needs_input_grad[0])
+        if many is None:
+            return first, None, None, None
+        return first, None, None, None, *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True))
+
+
+def _by_reference(
+    x: Tensors, g: Geometry, f: Formula, grad: Tensor, parameters: list[Tensor], needs: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """The gradients as functions of the input, for ``create_graph=True``."""
+    value, _ = _by_torch(x, g, f, differentiable=True)
+    wanted = [t for t, need in zip((x.input, *parameters), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(value, wanted, grad.to(value.dtype), create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needs]
 
 
 def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -472,7 +469,7 @@ def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False)
     if differentiable:
         from ..backends.reference import pixel_stats as reference
 
-        rows = reference.forward(x, g, f.plan)[0]
+        rows, _ = reference.forward(x, g, f.plan)
     else:
         rows = op.sums(x, g, f.plan)
     value, terms = f.loss(_tensor_stats(rows, f.plan, g))
@@ -481,23 +478,21 @@ def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False)
     return value.reshape(shape).to(dtype), [torch.as_tensor(t).detach().sum() for t in terms]
 
 
-def path(x: Tensors, f: Formula) -> tuple[str, str]:
-    """(backend of the formula, why): ``"torch"`` when it runs as tensor operations."""
-    if not f.traced:
-        return "torch", f"the formula is finished by torch: {f.why_not}"
-    try:
-        pick("formula", x.input)
-    except RuntimeError as error:
-        return "torch", str(error)
-    return pick("formula", x.input).__name__.split(".")[-2], "the formula was traced"
-
-
-def evaluate(x: Tensors, g: Geometry, f: Formula) -> tuple[Tensor, Sequence[Tensor]]:
+def evaluate(x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
     """The value of a loss, in its own shape, and its detached terms."""
-    if f.traced and forced() != "reference" and path(x, f)[0] != "torch":
-        value, terms = _Evaluate.apply(x.input, x, g, f, *f.parameters)
-        return value, terms
-    return _by_torch(x, g, f)
+    f = call.formula
+    if call.backend is None:
+        return _by_torch(x, call.geometry, f)
+    terms = torch.empty(len(f.outputs) - 1, dtype=torch.float64, device=x.input.device) if with_terms else None
+    value = _Evaluate.apply(x.input, x, call, terms, *f.parameters)
+    return value, () if terms is None else tuple(terms.to(value.dtype))
+
+
+def _native_backend(x: Tensors, g: Geometry, f: Formula) -> Any:
+    """The backend that evaluates the loss in one call, if there is one."""
+    if not f.traced or forced() == "reference" or op.backend(x.input, g, f.plan).__name__.endswith("reference.pixel_stats"):
+        return None
+    return pick("formula", x.input)
 
 
 def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
@@ -506,7 +501,7 @@ def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
     known = torch.zeros((f.plan.rows, *g.shape[:2]), dtype=torch.float64, device=x.input.device)
     with torch.no_grad():
         if counts.rows:
-            known[: counts.rows] = op.forward(x, g, counts)[0]
+            known[: counts.rows] = op.forward(x, g, counts)
     with torch.enable_grad():
         known.requires_grad_()
         value, _ = f.loss(_tensor_stats(known, f.plan, g))

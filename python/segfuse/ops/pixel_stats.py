@@ -29,7 +29,8 @@ MOMENTS = {
     "tp": "sum u p y",
     "tp2": "sum u p^2 y",
     "l1": "sum u |p - y|",
-    "sq": "sum u (p - y)^2",
+    "sq_true": "sum u y (p - y)^2",
+    "sq_false": "sum u (1 - y) (p - y)^2",
 }
 COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the target alone: no gradient
 #: Terms in the order of ``enum TermKind``. Each is summed as (sum u y f(p), sum u (1 - y) f(1 - p)).
@@ -60,12 +61,15 @@ class Plan:
         number = {name: i for i, name in enumerate(self.moments)}
         first = {term: len(number) + 2 * i for i, term in enumerate(self.terms)}
         self._first, self._number = first, number
-        #: what the bindings take: K, the row of every moment (-1: not wanted), (kind, a, b, row) of every term
-        self.native = (
-            self.rows,
-            tuple(number.get(name, -1) for name in MOMENTS),
-            tuple((TERMS.index(t.kind), t.a, t.b, first[t]) for t in self.terms),
-        )
+
+    @cached_property
+    def native(self) -> dict[str, Any]:
+        """The plan as the bindings take it; a moment that is not wanted has row -1."""
+        return {
+            "moments": [self._number.get(name, -1) for name in MOMENTS],
+            "terms": [(TERMS.index(t.kind), t.a, t.b, self._first[t]) for t in self.terms],
+            "rows": self.rows,
+        }
 
     def row(self, row: Row) -> int:
         return self._number[row] if isinstance(row, str) else self._first[row[0]] + row[1]
@@ -231,12 +235,12 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value:g} at {where}. Try: {call}")
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Sums ``(K, N, C)``, and the gradient of ``sum(coefficient * sums)`` where the coefficients are known before the pass."""
-    sums, invalid, grad = _backend(x.input, g, plan).forward(x, g, plan, coefficient)
+def forward(x: Tensors, g: Geometry, plan: Plan) -> Tensor:
+    """Sums ``(K, N, C)``."""
+    sums, invalid = backend(x.input, g, plan).forward(x, g, plan)
     if invalid:
         raise_invalid(x, g)
-    return sums, grad
+    return sums
 
 
 def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
@@ -245,11 +249,7 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         from ..backends.reference import pixel_stats as reference
 
         return reference.backward(x, g, plan, coefficient, upstream)
-    return _backend(x.input, g, plan, map=upstream is not None).backward(x, g, plan, coefficient, upstream)
-
-
-def save(ctx: Any, x: Tensors, *more: Tensor | None) -> None:
-    ctx.save_for_backward(*x, *more)
+    return backend(x.input, g, plan, map=upstream is not None).backward(x, g, plan, coefficient, upstream)
 
 
 class _PixelStats(torch.autograd.Function):
@@ -259,8 +259,8 @@ class _PixelStats(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan) -> Tensor:
         ctx.geometry, ctx.plan = g, plan
         x = x._replace(input=input)
-        save(ctx, x)
-        return forward(x, g, plan)[0]
+        ctx.save_for_backward(*x)
+        return forward(x, g, plan)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -268,7 +268,7 @@ class _PixelStats(torch.autograd.Function):
         return backward(x, ctx.geometry, ctx.plan, grads[0].contiguous()), None, None, None
 
 
-def _backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> ModuleType:
+def backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> ModuleType:
     """Two rare forms are left to the reference: exclusive classes given as probabilities, and their self-adjusting Dice, as a
     loss map; and a power of the entropy of soft labels over probabilities."""
     kinds = {term.kind for term in plan.terms}
@@ -287,8 +287,8 @@ class _LossMap(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> Tensor:
         ctx.geometry, ctx.plan = g, plan
         x = x._replace(input=input)
-        save(ctx, x, coefficient)
-        out, invalid = _backend(input, g, plan, map=True).loss_map(x, g, plan, coefficient)
+        ctx.save_for_backward(*x, coefficient)
+        out, invalid = backend(input, g, plan, map=True).loss_map(x, g, plan, coefficient)
         if invalid:
             raise_invalid(x, g)
         return out
@@ -325,7 +325,7 @@ def pixel_stats(
     Args:
         input: logits ``(N, C, *spatial)``, or probabilities with ``from_logits=False``.
         target: class numbers ``(N, *spatial)``, or 0/1 or soft masks shaped like ``input``.
-        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq`` (``segfuse.ops.pixel_stats.MOMENTS``
+        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq_true sq_false`` (``segfuse.ops.pixel_stats.MOMENTS``
             says what each is).
         mode: ``"binary"`` and ``"multilabel"`` use a sigmoid, ``"multiclass"`` a softmax.
         ignore_index: target value whose pixels are left out.

@@ -1,59 +1,69 @@
-"""A traced formula on the CPU: one call forward, one call backward."""
+"""A whole loss on the CPU: one call forward, pass and formula, and one call backward."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _cpp
-from ...ops.formula import Formula
-from ...ops.pixel_stats import Geometry
+from ...ops.formula import Call
+from ...ops.pixel_stats import Tensors
+from .pixel_stats import empty_gradient, layout, pointers
 from .pixel_stats import refuses as refuses
 
 
-def _call(f: Formula, g: Geometry, sums: Tensor, parameters: Tensor | None) -> dict[str, int]:
-    code, constants, outputs = f.native
-    return {
-        "code": code.data_ptr(),
-        "length": f.length,
-        "constants": constants.data_ptr(),
-        "outputs": outputs.data_ptr(),
-        "n_outputs": len(f.outputs),
-        "sums": sums.data_ptr(),
-        "N": g.shape[0],
-        "C": g.shape[1],
-        "S": g.pixels,
-        "parameters": 0 if parameters is None else parameters.data_ptr(),
-    }
+def _native(call: Call, x: Tensors) -> Any:
+    """The layout, made once for each kind of tensors that a loss meets. A gradient is laid out like the logits."""
+    if call.native is None:
+        call.native = layout(x, call.geometry, call.formula.plan, torch.empty_like(x.input))
+    return call.native
 
 
-def forward(f: Formula, g: Geometry, sums: Tensor, parameters: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The value in its own shape and the terms ``(T,)``."""
-    value = torch.empty(f.value_shape(g), dtype=dtype)
-    terms = torch.empty(len(f.outputs) - 1, dtype=torch.float64)
-    _cpp.formula_forward(
-        **_call(f, g, sums, parameters), value=value.data_ptr(), value_is_double=dtype == torch.float64, terms=terms.data_ptr()
+def forward(
+    call: Call, x: Tensors, parameters: Tensor | None, terms: Tensor | None, ahead: bool
+) -> tuple[Tensor, int, Tensor, Tensor | None]:
+    """The value in its own shape, the number of targets or weights out of range, the sums and, where asked, the gradient."""
+    f = call.formula
+    value = torch.empty(call.value_shape, dtype=call.dtype)
+    sums = torch.empty((f.plan.rows * (2 if ahead else 1), *call.geometry.shape[:2]), dtype=torch.float64)
+    grad = empty_gradient(x.input) if ahead else None
+    invalid = _cpp.formula_forward(
+        layout=_native(call, x),
+        code=f.native,
+        **pointers(x),
+        sums=sums.data_ptr(),
+        parameters=0 if parameters is None else parameters.data_ptr(),
+        grad_input=0 if grad is None else grad.data_ptr(),
+        count_first=call.count_first,
+        value=value.data_ptr(),
+        value_is_double=call.dtype == torch.float64,
+        terms=0 if terms is None else terms.data_ptr(),
     )
-    return value, terms
+    return value, invalid, sums, grad
 
 
-def backward(f: Formula, g: Geometry, sums: Tensor, parameters: Tensor | None, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The derivative by every sum ``(K, N, C)`` and by every parameter."""
-    coefficient = torch.empty_like(sums)
-    parameter_grad = None if parameters is None else torch.empty_like(parameters)
+def backward(
+    call: Call, x: Tensors, parameters: Tensor | None, sums: Tensor, grad: Tensor, ahead: Tensor | None, wanted: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of the input, where wanted, and of the parameters. ``ahead`` is the gradient that forward wrote."""
     grad = grad.contiguous()
-    _cpp.formula_backward(
-        **_call(f, g, sums, parameters),
+    parameter_grad = None if parameters is None else torch.empty_like(parameters)
+    grad_input = (ahead if ahead is not None else empty_gradient(x.input)) if wanted else None
+    factor = _cpp.formula_backward(
+        layout=_native(call, x),
+        code=call.formula.native,
+        **pointers(x),
+        sums=sums.data_ptr(),
+        parameters=0 if parameters is None else parameters.data_ptr(),
+        grad_input=0 if grad_input is None else grad_input.data_ptr(),
+        ahead=ahead is not None,
         grad=grad.data_ptr(),
-        grad_is_double=grad.dtype == torch.float64,
-        coefficient=coefficient.data_ptr(),
-        rows=sums.shape[0],
+        grad_is_double=call.dtype == torch.float64,
         parameter_grad=0 if parameter_grad is None else parameter_grad.data_ptr(),
         n_parameters=0 if parameters is None else parameters.numel(),
     )
-    return coefficient, parameter_grad
-
-
-def ratio(a: Tensor, b: Tensor) -> float:
-    """The number r with ``a == r * b`` everywhere, NaN when there is none."""
-    return _cpp.formula_ratio(a=a.data_ptr(), b=b.data_ptr(), length=a.numel())
+    if factor != 1.0 and grad_input is not None:
+        grad_input.mul_(factor)
+    return grad_input, parameter_grad

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,8 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
     return None if input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else f"{input.dtype} is not compiled in"
 
 
-def _view(x: Tensor | None, g: Geometry) -> tuple[int, int, tuple[int, ...]] | None:
-    """Pointer, dtype and the strides of N, C and every spatial axis; 0 where the tensor is the same for every class."""
+def _layout(x: Tensor | None, g: Geometry) -> tuple[int, tuple[int, ...]] | None:
+    """dtype and the strides of N, C and every spatial axis; 0 where the tensor is the same for every class."""
     if x is None:
         return None
     stride = x.stride()
@@ -31,49 +33,58 @@ def _view(x: Tensor | None, g: Geometry) -> tuple[int, int, tuple[int, ...]] | N
         stride = (stride[0], 0, *stride[1:])
     elif x.shape[1] == 1:
         stride = (stride[0], 0, *stride[2:])
-    return x.data_ptr(), DTYPE[x.dtype], stride
+    return DTYPE[x.dtype], stride
 
 
-def _call(x: Tensors, g: Geometry, plan: Plan) -> dict[str, object]:
+def layout(x: Tensors, g: Geometry, plan: Plan, output: Tensor | None = None, upstream: Tensor | None = None) -> Any:
+    """Everything about a call but its pointers."""
+    return _cpp.Pass(
+        **plan.native,
+        shape=g.shape,
+        activation=ACTIVATION[g.activation],
+        index_target=g.index_target,
+        ignore_index=g.ignore_index,
+        input=_layout(x.input, g),
+        target=_layout(x.target, g),
+        weight=_layout(x.weight, g),
+        mask=_layout(x.mask, g),
+        output=_layout(output, g),
+        upstream=_layout(upstream, g),
+    )
+
+
+def pointers(x: Tensors) -> dict[str, int]:
     return {
-        "shape": g.shape,
-        "activation": ACTIVATION[g.activation],
-        "index_target": g.index_target,
-        "ignore_index": g.ignore_index,
-        "plan": plan.native,
-        "input": _view(x.input, g),
-        "target": _view(x.target, g),
-        "weight": _view(x.weight, g),
-        "mask": _view(x.mask, g),
+        "input": x.input.data_ptr(),
+        "target": x.target.data_ptr(),
+        "weight": 0 if x.weight is None else x.weight.data_ptr(),
+        "mask": 0 if x.mask is None else x.mask.data_ptr(),
         "threads": torch.get_num_threads(),
     }
 
 
 def empty_gradient(input: Tensor) -> Tensor:
     grad = torch.empty_like(input)
-    size = grad.numel() * grad.element_size()
+    size = grad.nbytes
     if size >= HUGE:
         _cpp.huge_pages(data=grad.data_ptr(), bytes=size)
     return grad
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor | None = None) -> tuple[Tensor, int, Tensor | None]:
-    """Sums ``(K, N, C)``, the number of invalid targets and, where ``coefficient`` is known before the pass, the gradient."""
+def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
+    """Sums ``(K, N, C)`` and the number of targets or weights out of range."""
     sums = torch.empty((plan.rows, *g.shape[:2]), dtype=torch.float64)
-    grad = None if coefficient is None else empty_gradient(x.input)
-    invalid = _cpp.pixel_stats_forward(
-        **_call(x, g, plan),
-        sums=sums.data_ptr(),
-        grad_input=_view(grad, g),
-        coefficient=0 if coefficient is None else coefficient.data_ptr(),
-    )
-    return sums, invalid, grad
+    return sums, _cpp.pixel_stats_forward(layout=layout(x, g, plan), **pointers(x), sums=sums.data_ptr())
 
 
 def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
     grad = empty_gradient(x.input)
     _cpp.pixel_stats_backward(
-        **_call(x, g, plan), grad_input=_view(grad, g), upstream=_view(upstream, g), coefficient=coefficient.data_ptr()
+        layout=layout(x, g, plan, grad, upstream),
+        **pointers(x),
+        grad_input=grad.data_ptr(),
+        upstream=0 if upstream is None else upstream.data_ptr(),
+        coefficient=coefficient.data_ptr(),
     )
     return grad
 
@@ -81,5 +92,7 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
     out = torch.empty(g.map_shape, dtype=dtype)
-    invalid = _cpp.pixel_stats_map(**_call(x, g, plan), loss_map=_view(out, g), coefficient=coefficient.data_ptr())
+    invalid = _cpp.pixel_stats_map(
+        layout=layout(x, g, plan, out), **pointers(x), loss_map=out.data_ptr(), coefficient=coefficient.data_ptr()
+    )
     return out, invalid

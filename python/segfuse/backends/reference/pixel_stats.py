@@ -132,7 +132,7 @@ def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
     return x.y * f, (1 - x.y) * f
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor | None = None) -> tuple[Tensor, int, None]:
+def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
     s = _pixels(x, g)
     u, p, y = s.u, s.p, s.y
     moments = {
@@ -146,13 +146,14 @@ def forward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor | None = No
         "tp": lambda: u * p * y,
         "tp2": lambda: u * p * p * y,
         "l1": lambda: u * (p - y).abs(),
-        "sq": lambda: u * (p - y) ** 2,
+        "sq_true": lambda: u * y * (p - y) ** 2,
+        "sq_false": lambda: u * (1 - y) * (p - y) ** 2,
     }
     rows = [moments[name]() for name in plan.moments]
     for term in plan.terms:
         rows += [_where_positive(u, part) for part in _parts(s, g, term)]
     sums = [row.sum(-1, dtype=torch.float64) for row in rows]
-    return torch.stack(sums) if sums else p.new_zeros((0, *g.shape[:2]), dtype=torch.float64), s.invalid, None
+    return torch.stack(sums) if sums else p.new_zeros((0, *g.shape[:2]), dtype=torch.float64), s.invalid
 
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
@@ -193,7 +194,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         "tp": lambda: y,
         "tp2": lambda: 2 * p * y,
         "l1": lambda: torch.sign(p - y),
-        "sq": lambda: 2 * (p - y),
+        "sq_true": lambda: 2 * y * (p - y),
+        "sq_false": lambda: 2 * (1 - y) * (p - y),
     }
     dp = torch.zeros_like(p)  # d loss / dp
     dz = torch.zeros_like(p)  # d loss / dz of the logarithmic terms of a sigmoid (d / dp of probabilities)
