@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bandwidth import MIB, Bandwidth
-from cases import Case, NotComparable, Timed, peak_extra, segfuse, small_calls
+from candidates import Case, NotComparable, Timed, peak_extra, segfuse, small_calls
 from measure import QUICK
 from peers import LIBRARIES, LOSSES, SHAPES
 from targets import dims

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from bandwidth import Bandwidth, Streams  # noqa: E402
-from cases import steady_heap  # noqa: E402
+from candidates import steady_heap  # noqa: E402
 from targets import describe  # noqa: E402
 
 REPORT = pytest.StashKey[dict[Any, Any]]()

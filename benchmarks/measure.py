@@ -1,6 +1,6 @@
 """Measure every loss against its peers in one run, judge the targets, and write `results/<cpu>-<date>.json`.
 
-    python benchmarks/measure.py                       everything (an hour or two on two cores with all libraries)
+    python benchmarks/measure.py                       everything (about an hour on two cores with all libraries)
     python benchmarks/measure.py --quick               a few losses at three shapes, in minutes
     python benchmarks/measure.py --losses dice focal --shapes 16x1x512x512 --libraries monai
 
@@ -9,7 +9,7 @@ For each loss at each shape:
 1. **Check.** Every candidate runs forward and backward once. Value and gradient must equal those of the plain torch
    code, or of segfuse set to a library's way of reducing, to 1e-4 (the gradient: of its largest entry). What differs is
    not timed.
-2. **Memory.** One more run each, with the peak of the resident set (`cases.peak_extra`).
+2. **Memory.** One more run each, with the peak of the resident set (`candidates.peak_extra`).
 3. **Time.** Candidates take turns, and so do the streaming reads and copies that give the floor: a slow minute of the
    machine hits all alike. Every call starts with `logits.grad = None`, set before the clock. Best and median are kept;
    ratios use the best.
@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 from bandwidth import MIB, Streams
-from cases import Case, Timed, interleave, peak_extra, segfuse, small_calls, steady_heap
+from candidates import Case, Timed, interleave, peak_extra, segfuse, small_calls, steady_heap
 from peers import LIBRARIES, LOSSES, PACKAGES, SHAPES, SMALL
 from targets import describe, describe_targets, judge
 
@@ -141,11 +141,11 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, metavar="LOSS", help=", ".join(LOSSES))
     parser.add_argument("--shapes", nargs="+", help="like 16x1x512x512")
     parser.add_argument("--libraries", nargs="*", choices=LIBRARIES, default=list(LIBRARIES))
-    parser.add_argument("--seconds", type=float, help="time for each candidate at each shape (default 2)")
+    parser.add_argument("--seconds", type=float, help="time for each candidate at each shape (default 1)")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu>-<date>.json")
     options = parser.parse_args()
-    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": SHAPES, "seconds": 2.0}
+    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": SHAPES, "seconds": 1.0}
     if options.quick:
         chosen = QUICK
     losses, seconds = options.losses or chosen["losses"], options.seconds or chosen["seconds"]

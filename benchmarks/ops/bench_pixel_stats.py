@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bandwidth import Bandwidth
-from cases import inputs
+from candidates import inputs
 
 BINARY, MULTICLASS = (16, 1, 512, 512), (8, 19, 512, 512)
 DICE = ("tp", "pred", "true")
