@@ -101,7 +101,8 @@ def test_forward_backward(
         return value
 
     peak = peak_extra(timed)
-    rounds = max(2 if took > 1 else 3, min(300, int(request.config.getoption("--seconds") / took)))
+    least = 1 if took > 2 else 2 if took > 0.5 else 3
+    rounds = max(least, min(300, int(request.config.getoption("--seconds") / took)))
     benchmark.group = f"{loss} {dims(shape)}"
     benchmark.pedantic(step, setup=current.clear, rounds=rounds)
     current.clear()

@@ -19,10 +19,9 @@ inline uint32_t as_bits(float f) {
   return bits;
 }
 
-// Cephes expf. Below -87.3 the result is 0, above 88 it is inf.
-inline float exp_(float x) {
-  float c = x < -87.3f ? -87.3f : x;
-  c = c > 88.0f ? 88.0f : c;
+// Cephes expf for x <= 0. Below -87.3 the result is 0.
+inline float exp_negative(float x) {
+  const float c = x < -87.3f ? -87.3f : x;
   const float shifted = c * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer in the low bits
   const float k = shifted - 12582912.0f;
   const float r = (c - k * 0.693359375f) + k * 2.12194440e-4f;
@@ -34,7 +33,13 @@ inline float exp_(float x) {
   poly = poly * r + 5.0000001201e-1f;
   const float scale = as_float((as_bits(shifted) - 0x4B400000u + 127u) << 23);
   const float y = (poly * r * r + r + 1.0f) * scale;
-  return x < -87.3f ? 0.0f : (x > 88.0f ? x * 1e38f * 1e38f : y);
+  return x < -87.3f ? 0.0f : y;
+}
+
+// Above 88 the result is inf.
+inline float exp_(float x) {
+  const float y = exp_negative(x > 88.0f ? 88.0f : x);
+  return x > 88.0f ? HUGE_VALF : y;
 }
 
 // log((1 + f) 2^k), Cephes logf polynomial, |f| < 0.42
@@ -73,7 +78,16 @@ inline float log1p_(float t) {
   return t > 3.4028234e38f ? t : y;
 }
 
+// the same for 0 <= t <= 1
+inline float log1p_unit(float t) {
+  const bool high = t > 0.41421356f;
+  const float f = high ? 0.5f * t - 0.5f : t;  // (1 + t) / 2 - 1, exact
+  return log_poly(f, high ? 1.0f : 0.0f);
+}
+
 inline double exp_(double x) { return ::exp(x); }
+inline double exp_negative(double x) { return ::exp(x); }
+inline double log1p_unit(double t) { return ::log1p(t); }
 inline double log_(double x) { return ::log(x); }
 inline double log1p_(double x) { return ::log1p(x); }
 

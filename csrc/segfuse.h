@@ -39,7 +39,7 @@ enum TermKind : int {
 };
 
 constexpr int MAX_DIMS = 8;
-constexpr int MAX_TERMS = 8;
+constexpr int MAX_TERMS = 16;
 
 struct Term {
   int kind;

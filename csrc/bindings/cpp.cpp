@@ -62,7 +62,7 @@ struct Pass {
        const py::object& target, const py::object& weight, const py::object& mask, const py::object& output,
        const py::object& upstream) {
     if (moments.size() != MOMENTS) throw std::length_error("a plan names the row of every moment");
-    if (terms.size() > MAX_TERMS) throw std::length_error("more than 8 pixel terms in one pass");
+    if (terms.size() > MAX_TERMS) throw std::length_error("more than 16 pixel terms in one pass");
     op.rows = rows;
     for (int m = 0; m < MOMENTS; ++m) op.moment[m] = moments[m];
     for (const auto& [kind, a, b, row] : terms) op.term[op.terms++] = {kind, a, b, row};

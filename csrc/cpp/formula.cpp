@@ -307,7 +307,10 @@ double formula_backward(const Evaluation& e, const void* grad, bool grad_is_doub
   };
   derive(e, e.sums, seed, coefficient.data(), parameter_grad);
   if (e.ahead) {
-    const double r = ratio(coefficient.data(), e.sums + size_of(e), size_of(e));
+    int64_t counts = 0;  // the first rows have no part in the gradient
+    for (int m = 0; m <= TRUE2; ++m) counts += e.op.moment[m] >= 0;
+    counts *= e.op.N * e.op.C;
+    const double r = ratio(coefficient.data() + counts, e.sums + size_of(e) + counts, size_of(e) - counts);
     if (r == r) return r;
   }
   PixelStats op = e.op;

@@ -151,11 +151,16 @@ inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
                      bool whole, T* mask_buffer, Target<T>& t) {
   T *y = t.y, *u = t.u;
   int outside = 0, soft = 0;
-  SIMD_SUM(outside, soft) for (int64_t i = 0; i < length; ++i) {
-    const bool in = (y[i] >= T(0)) & (y[i] <= top);
-    const T z = in ? y[i] : T(0);
-    outside += (!in) | (whole & (z != static_cast<T>(static_cast<int32_t>(z))));
-    soft += (z != T(0)) & (z != T(1));
+  const bool stored_whole = op.target.dtype >= BOOL;
+  if (whole && stored_whole) {
+    SIMD_SUM(outside) for (int64_t i = 0; i < length; ++i) outside += !((y[i] >= T(0)) & (y[i] <= top));
+  } else {
+    SIMD_SUM(outside, soft) for (int64_t i = 0; i < length; ++i) {
+      const bool in = (y[i] >= T(0)) & (y[i] <= top);
+      const T z = in ? y[i] : T(0);
+      outside += (!in) | (whole & (z != static_cast<T>(static_cast<int32_t>(z))));
+      soft += (z != T(0)) & (z != T(1));
+    }
   }
   t.hard = whole || soft == 0;
   t.plain = true;
@@ -334,6 +339,12 @@ inline bool wants_logarithm(const PixelStats& op) {
   return false;
 }
 
+inline bool wants_probabilities(const PixelStats& op) {
+  for (int m = PRED; m < MOMENTS; ++m)
+    if (op.moment[m] >= 0) return true;
+  return op.terms > 0;
+}
+
 // q^a, cheap for the exponents people use; minus_log_q >= 0
 enum Exponent { ZERO, ONE, TWO, GENERAL };
 inline Exponent exponent_of(double a) { return a == 0 ? ZERO : a == 1 ? ONE : a == 2 ? TWO : GENERAL; }
@@ -370,13 +381,14 @@ inline T focal_slope_p(T p, T q, T l, T lq, T a) {
 
 // ---------------------------------------------------------------------------------------------------- one element at a time
 
-constexpr int64_t TILE = 1024;
+constexpr int64_t TILE = 512;
 
 template <typename T>
 struct Element {  // scratch of one thread
-  T x[TILE], y[TILE], u[TILE], w[TILE];
-  T p[TILE], r[TILE];    // p and 1 - p
-  T lp[TILE], lr[TILE];  // -log p and -log (1 - p)
+  T x[TILE], y[TILE], u[TILE], w[TILE], keep[TILE];
+  T p[TILE], d[TILE];                // p and p (1 - p)
+  T q[TILE], l[TILE], lq[TILE];      // hard y: of the side that y is on, 1 - p_t, -log p_t and -log(1 - p_t)
+  T r[TILE], lp[TILE], lr[TILE];     // both sides: 1 - p, -log p, -log(1 - p)
   T f[TILE], g[TILE];
 };
 
@@ -385,6 +397,7 @@ struct ElementTile {
   const T* p;
   Target<T> t;
   bool weighted;  // u matters
+  bool own_side;  // q, l and lq are there; otherwise r, lp and lr
 };
 
 // Loads the target (and with it what is valid) of one tile of one class.
@@ -411,91 +424,123 @@ inline Target<T> element_target(const PixelStats& op, int64_t n, int64_t c, int6
   return t;
 }
 
-// Targets and weights of one tile; `keep` (m) goes to s.f.
+// Targets and weights of one tile.
 template <typename T>
 inline void element_load_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, Element<T>& s,
                                 ElementTile<T>& tile) {
   tile.t = element_target(op, n, c, begin, length, s);
   tile.weighted = !tile.t.plain || op.weight.data != nullptr;
   if (!tile.t.plain) {
-    SIMD for (int64_t i = 0; i < length; ++i) s.f[i] = s.u[i];
+    SIMD for (int64_t i = 0; i < length; ++i) s.keep[i] = s.u[i];
   }
   if (op.weight.data != nullptr) tile.t.invalid += multiply_weight(op, n, c, begin, length, tile.t.plain, s.u, s.w);
 }
 
-// Probabilities and, for `logs`, their logarithms.
+// What the terms of a plan ask of a tile.
+struct Needs {
+  bool logs = false, both_sides = false, general = false;
+  Needs(const PixelStats& op) : both_sides(op.activation == IDENTITY) {
+    for (int k = 0; k < op.terms; ++k) {
+      logs |= logarithmic(op.term[k].kind);
+      both_sides |= op.term[k].kind == FOCAL_ALL;
+      general |= op.term[k].kind != POWER && exponent_of(op.term[k].a) == GENERAL;
+    }
+  }
+};
+
+// Probabilities and, where needed, their logarithms.
 template <typename T>
-inline void element_load(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool logs, Element<T>& s,
-                         ElementTile<T>& tile) {
+inline void element_load(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, const Needs& needs,
+                         Element<T>& s, ElementTile<T>& tile) {
   const T* x = row(op, op.input, n, c, begin, length, s.x);
   if (!tile.t.plain) {
-    SIMD for (int64_t i = 0; i < length; ++i) s.x[i] = s.f[i] > T(0) ? x[i] : T(0);
+    SIMD for (int64_t i = 0; i < length; ++i) s.x[i] = s.keep[i] > T(0) ? x[i] : T(0);
     x = s.x;
   }
-  T *p = s.p, *r = s.r, *lp = s.lp, *lr = s.lr;
+  T *p = s.p, *d = s.d, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq;
+  const T* y = tile.t.y;
+  tile.own_side = needs.logs && !needs.both_sides && tile.t.hard;
+  tile.p = p;
   if (op.activation == IDENTITY) {
     tile.p = x;
-    SIMD for (int64_t i = 0; i < length; ++i) {
-      r[i] = T(1) - x[i];
-      if (logs) {
+    SIMD for (int64_t i = 0; i < length; ++i) r[i] = T(1) - x[i];
+    if (needs.logs) {
+      SIMD for (int64_t i = 0; i < length; ++i) {
         lp[i] = -log_(max_(CLAMP<T>, x[i]));
-        lr[i] = -log_(max_(CLAMP<T>, T(1) - x[i]));
+        lr[i] = -log_(max_(CLAMP<T>, r[i]));
       }
     }
-  } else if (logs) {
-    tile.p = p;
+  } else if (!needs.logs) {
     SIMD for (int64_t i = 0; i < length; ++i) {
-      const T z = x[i];
-      const T e = exp_(z < T(0) ? z : -z);
-      const T big = T(1) / (T(1) + e), small = e * big, l = log1p_(e);
-      p[i] = z < T(0) ? small : big;
-      r[i] = z < T(0) ? big : small;
-      lp[i] = (z < T(0) ? -z : T(0)) + l;
-      lr[i] = (z < T(0) ? T(0) : z) + l;
+      const T e = exp_negative(x[i] < T(0) ? x[i] : -x[i]);
+      const T big = T(1) / (T(1) + e), small = e * big;
+      p[i] = x[i] < T(0) ? small : big;
+      d[i] = small * big;
     }
-  } else {
-    tile.p = p;
+  } else if (tile.own_side) {
     SIMD for (int64_t i = 0; i < length; ++i) {
-      const T z = x[i];
-      const T e = exp_(z < T(0) ? z : -z);
+      const T z = x[i], side = z * (T(1) - T(2) * y[i]);  // > 0: on the wrong side
+      const T e = exp_negative(z < T(0) ? z : -z);
       const T big = T(1) / (T(1) + e), small = e * big;
       p[i] = z < T(0) ? small : big;
+      d[i] = small * big;
+      q[i] = side < T(0) ? small : big;
+      l[i] = (side < T(0) ? T(0) : side) + log1p_unit(e);
+    }
+    if (needs.general) {
+      SIMD for (int64_t i = 0; i < length; ++i) lq[i] = -log_(q[i]);
+    }
+  } else {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T z = x[i];
+      const T e = exp_negative(z < T(0) ? z : -z);
+      const T big = T(1) / (T(1) + e), small = e * big, unit = log1p_unit(e);
+      p[i] = z < T(0) ? small : big;
       r[i] = z < T(0) ? big : small;
+      d[i] = small * big;
+      lp[i] = (z < T(0) ? -z : T(0)) + unit;
+      lr[i] = (z < T(0) ? T(0) : z) + unit;
     }
   }
 }
 
 // The two sums of one logarithmic term. The binary forms are linear in y; a hard y needs only its own side.
 template <bool W, typename T, typename Sum>
-inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t length, const Element<T>& s,
-                      Sum sum) {
-  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y, *u = tile.t.u;
+inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t length, const Element<T>& s, Sum sum) {
+  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y, *u = tile.t.u;
   auto weight = [u](int64_t i) { return W ? u[i] : T(1); };
   const T a = static_cast<T>(term.a);
   T pos = 0, neg = 0;
-  if (term.kind == POWER) {
-    SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
-      const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
-      const T f = weight(i) * pow_(l, a);
-      pos += y[i] * f;
-      neg += (T(1) - y[i]) * f;
-    }
-  } else if (term.kind == FOCAL && tile.t.hard) {
+  if (tile.own_side && term.kind == FOCAL) {
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
-        const bool one = y[i] > T(0);
-        const T f = weight(i) * focal<E>(one ? r[i] : p[i], one ? lp[i] : lr[i], one ? lr[i] : lp[i], a);
-        pos += one ? f : T(0);
-        neg += one ? T(0) : f;
+        const T f = weight(i) * focal<E>(q[i], l[i], lq[i], a);
+        pos += y[i] > T(0) ? f : T(0);
+        neg += y[i] > T(0) ? T(0) : f;
       }
     })
+  } else if (tile.own_side) {
+    SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+      const T f = weight(i) * pow_(l[i], a);
+      pos += y[i] > T(0) ? f : T(0);
+      neg += y[i] > T(0) ? T(0) : f;
+    }
+  } else if (term.kind == POWER) {
+    SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
+      const T one = y[i] * lp[i], zero = (T(1) - y[i]) * lr[i];
+      const T f = weight(i) * pow_((y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0)), a);
+      const T f_one = y[i] * f, f_zero = (T(1) - y[i]) * f;
+      pos += y[i] > T(0) ? f_one : T(0);
+      neg += y[i] < T(1) ? f_zero : T(0);
+    }
   } else {
     const bool all = term.kind == FOCAL_ALL;
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
-        const T a_one = all ? T(1) : y[i], a_zero = all ? T(1) : T(1) - y[i];
-        pos += a_one > T(0) ? weight(i) * a_one * focal<E>(r[i], lp[i], lr[i], a) : T(0) * p[i];
-        neg += a_zero > T(0) ? weight(i) * a_zero * focal<E>(p[i], lr[i], lp[i], a) : T(0) * p[i];
+        const T one = all ? T(1) : y[i], zero = all ? T(1) : T(1) - y[i];
+        const T f_one = weight(i) * one * focal<E>(r[i], lp[i], lr[i], a), f_zero = weight(i) * zero * focal<E>(p[i], lr[i], lp[i], a);
+        pos += one > T(0) ? f_one : T(0) * p[i];
+        neg += zero > T(0) ? f_zero : T(0) * p[i];
       }
     })
   }
@@ -507,27 +552,30 @@ inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t leng
 template <typename T, typename Coefficient>
 inline void term_gradient(const PixelStats& op, const Term& term, const ElementTile<T>& tile, int64_t length, Element<T>& s,
                           Coefficient coefficient) {
-  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y;
+  const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y;
   T* f = s.f;
   const T a = static_cast<T>(term.a);
   const T pos = static_cast<T>(coefficient(term.row)), neg = static_cast<T>(coefficient(term.row + 1));
   const bool raw = op.activation == IDENTITY;
-  if (term.kind == POWER) {
-    SIMD for (int64_t i = 0; i < length; ++i) {
-      const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
-      const T dp = (r[i] >= CLAMP<T> ? (T(1) - y[i]) / r[i] : T(0)) - (p[i] >= CLAMP<T> ? y[i] / p[i] : T(0));
-      const T dl = raw ? dp : (T(1) - y[i]) * p[i] - y[i] * r[i];
-      const T slope = l > T(0) ? a * pow_(l, a - T(1)) * dl : T(0) * l;
-      f[i] += (pos * y[i] + neg * (T(1) - y[i])) * slope;
-    }
-  } else if (term.kind == FOCAL && tile.t.hard && !raw) {
+  if (tile.own_side && term.kind == FOCAL) {
     SEGFUSE_WITH_EXPONENT(term.a, {
-      SIMD for (int64_t i = 0; i < length; ++i) {
-        const bool one = y[i] > T(0);
-        const T slope = focal_slope<E>(one ? p[i] : r[i], one ? r[i] : p[i], one ? lp[i] : lr[i], one ? lr[i] : lp[i], a);
-        f[i] += slope * (one ? pos : -neg);
-      }
+      SIMD for (int64_t i = 0; i < length; ++i)
+        f[i] += (y[i] > T(0) ? pos : -neg) * focal_slope<E>(T(1) - q[i], q[i], l[i], lq[i], a);
     })
+  } else if (tile.own_side) {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T slope = a * power(l[i], a - T(1)) * q[i];
+      f[i] += (y[i] > T(0) ? -pos : neg) * (l[i] > T(0) ? slope : T(0) * l[i]);
+    }
+  } else if (term.kind == POWER) {
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T one = y[i] * lp[i], zero = (T(1) - y[i]) * lr[i];
+      const T whole = (y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0));
+      const T by_r = (T(1) - y[i]) / r[i], by_p = y[i] / p[i];
+      const T dp = (r[i] >= CLAMP<T> ? by_r : T(0)) - (p[i] >= CLAMP<T> ? by_p : T(0));
+      const T slope = a * power(whole, a - T(1)) * (raw ? dp : (T(1) - y[i]) * p[i] - y[i] * r[i]);
+      f[i] += (pos * y[i] + neg * (T(1) - y[i])) * (whole > T(0) ? slope : T(0) * whole);
+    }
   } else {
     const bool all = term.kind == FOCAL_ALL;
     SEGFUSE_WITH_EXPONENT(term.a, {
@@ -544,6 +592,7 @@ template <typename T>
 inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, const Element<T>& s, double* partial) {
   auto sum = [partial](int row) -> double& { return partial[row]; };
   target_sums(op, tile.t, tile.weighted, length, sum);
+  if (!wants_probabilities(op)) return;
   if (tile.weighted) {
     moment_sums<true>(op, tile.p, tile.t.y, tile.t.u, length, sum);
   } else {
@@ -563,7 +612,7 @@ template <typename T, typename Coefficient>
 inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t begin, const ElementTile<T>& tile, int64_t length,
                              bool logs, const MomentGradient<T>& moments, Coefficient coefficient, Element<T>& s) {
   T *f = s.f, *g = s.g;
-  const T *p = tile.p, *r = s.r, *u = tile.t.u;
+  const T *p = tile.p, *d = s.d, *u = tile.t.u;
   if (logs) {
     SIMD for (int64_t i = 0; i < length; ++i) f[i] = T(0);
     for (int k = 0; k < op.terms; ++k)
@@ -574,12 +623,12 @@ inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t
     moment_gradient(op, moments, p, tile.t.y, length, coefficient, g);
     const bool raw = op.activation == IDENTITY;
     if (logs) {
-      SIMD for (int64_t i = 0; i < length; ++i) out[i] = (raw ? g[i] : p[i] * r[i] * g[i]) + f[i];
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = (raw ? g[i] : d[i] * g[i]) + f[i];
     } else {
-      SIMD for (int64_t i = 0; i < length; ++i) out[i] = raw ? g[i] : p[i] * r[i] * g[i];
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = raw ? g[i] : d[i] * g[i];
     }
   } else {
-    SIMD for (int64_t i = 0; i < length; ++i) out[i] = f[i];
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] = logs ? f[i] : T(0);
   }
   if (tile.weighted) {
     SIMD for (int64_t i = 0; i < length; ++i) out[i] *= u[i];
@@ -596,7 +645,8 @@ int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
   Element<T>& s = *static_cast<Element<T>*>(scratch);
   auto coefficient = [&](int row) { return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.N + n) * op.C + c]; };
   const MomentGradient<T> moments(op, coefficient);
-  const bool gradient = op.output.data != nullptr, logs = wants_logarithm(op), probabilities = op.terms > 0 || moments.any;
+  const Needs needs(op);
+  const bool gradient = op.output.data != nullptr, probabilities = wants_probabilities(op);
   for (int k = 0; partial != nullptr && k < op.rows; ++k) partial[k] = 0;
   int64_t invalid = 0;
   for (; begin < end; begin += TILE) {
@@ -604,9 +654,9 @@ int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
     ElementTile<T> tile;
     element_load_target(op, n, c, begin, length, s, tile);
     invalid += tile.t.invalid;
-    if (probabilities) element_load(op, n, c, begin, length, logs, s, tile);
+    if (probabilities) element_load(op, n, c, begin, length, needs, s, tile);
     if (partial != nullptr) element_sums(op, tile, length, s, partial);
-    if (gradient) element_gradient(op, n, c, begin, tile, length, logs, moments, coefficient, s);
+    if (gradient) element_gradient(op, n, c, begin, tile, length, needs.logs, moments, coefficient, s);
   }
   return invalid;
 }
@@ -616,16 +666,18 @@ template <typename T>
 int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
   Element<T>& s = *static_cast<Element<T>*>(scratch);
   auto coefficient = [&](int row) { return static_cast<T>(op.coefficient[(row * op.N + n) * op.C + c]); };
+  Needs needs(op);
+  needs.logs = needs.both_sides = true;
   int64_t invalid = 0;
   for (; begin < end; begin += TILE) {
     const int64_t length = min_(TILE, end - begin);
     ElementTile<T> tile;
     element_load_target(op, n, c, begin, length, s, tile);
-    element_load(op, n, c, begin, length, true, s, tile);
+    element_load(op, n, c, begin, length, needs, s, tile);
     invalid += tile.t.invalid;
     T* out = s.f;
     const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *y = tile.t.y, *u = tile.t.u;
-    for (int64_t i = 0; i < length; ++i) out[i] = T(0);
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] = T(0);
     for (int k = 0; k < op.terms; ++k) {
       const Term& term = op.term[k];
       const T a = static_cast<T>(term.a), b = static_cast<T>(term.b);
@@ -636,14 +688,15 @@ int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, i
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD for (int64_t i = 0; i < length; ++i) {
             const T one = pos * (all ? T(1) : y[i]), zero = neg * (all ? T(1) : T(1) - y[i]);
-            out[i] += one != T(0) ? one * focal<E>(r[i], lp[i], lr[i], a) : T(0) * p[i];
-            out[i] += zero != T(0) ? zero * focal<E>(p[i], lr[i], lp[i], a) : T(0) * p[i];
+            const T f_one = one * focal<E>(r[i], lp[i], lr[i], a), f_zero = zero * focal<E>(p[i], lr[i], lp[i], a);
+            out[i] += (one != T(0) ? f_one : T(0) * p[i]) + (zero != T(0) ? f_zero : T(0) * p[i]);
           }
         })
         continue;
       }
       SIMD for (int64_t i = 0; i < length; ++i) {
-        const T l = (y[i] > T(0) ? y[i] * lp[i] : T(0)) + (y[i] < T(1) ? (T(1) - y[i]) * lr[i] : T(0));
+        const T one = y[i] * lp[i], zero = (T(1) - y[i]) * lr[i];
+        const T l = (y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0));
         const T q = power(T(1) - p[i], a) * p[i];
         const T f = kind == POWER ? pow_(l, a) : (kind == DSC ? q : T(1) - (T(2) * q * y[i] + b) / (q + y[i] + b));
         out[i] += (pos * y[i] + neg * (T(1) - y[i])) * f;
@@ -825,14 +878,14 @@ inline void softmax_load(const PixelStats& op, int64_t n, int64_t begin, int64_t
       const T a = slope[c];
       if (s.logs) {
         SIMD for (int64_t i = 0; i < length; ++i) {
-          const T v = exp_(x[i] - m[i]);
+          const T v = exp_negative(x[i] - m[i]);
           e[i] = v;
           other[i] += label[i] == own ? T(0) : v;
           dot[i] += a * v;
         }
       } else {
         SIMD for (int64_t i = 0; i < length; ++i) {
-          const T v = exp_(x[i] - m[i]);
+          const T v = exp_negative(x[i] - m[i]);
           e[i] = v;
           other[i] += v;
           dot[i] += a * v;
@@ -840,13 +893,13 @@ inline void softmax_load(const PixelStats& op, int64_t n, int64_t begin, int64_t
       }
     } else if (s.logs) {
       SIMD for (int64_t i = 0; i < length; ++i) {
-        const T v = exp_(x[i] - m[i]);
+        const T v = exp_negative(x[i] - m[i]);
         e[i] = v;
         other[i] += label[i] == own ? T(0) : v;
       }
     } else {
       SIMD for (int64_t i = 0; i < length; ++i) {
-        const T v = exp_(x[i] - m[i]);
+        const T v = exp_negative(x[i] - m[i]);
         e[i] = v;
         other[i] += v;
       }
@@ -923,20 +976,36 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
     const T *inverse = s.inverse, *u = s.u;
     const int32_t* index = s.index;
 
-    // sums over the target class of index labels: adds value(i) to row `k` at the pixel's class
+    // Adds value(i) to row `k` at the class of every pixel. Few classes: one sweep each, since adding up through an index
+    // waits for the previous pixel of the class.
     auto scatter = [&](int k, auto value) {
       if (k < 0) return;
       double* to = partial + k * C;
-      for (int64_t i = 0; i < length; ++i) to[index[i]] += value(i);
+      if (C > 64) {
+        for (int64_t i = 0; i < length; ++i) to[index[i]] += value(i);
+        return;
+      }
+      const T* label = s.label;
+      for (int64_t c = 0; c < C; ++c) {
+        const T own = static_cast<T>(c);
+        T sum = 0;
+        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+          const T v = value(i);
+          sum += label[i] == own ? v : T(0);
+        }
+        to[c] += sum;
+      }
     };
     auto scatter_weighted = [&](int k, const T* value) {
+      if (k < 0) return;
+      if (!s.weighted) return scatter(k, [=](int64_t i) { return value[i]; });
+      T* product = s.g;
       if (s.class_weighted) {
-        scatter(k, [=, &s](int64_t i) { return value[i] * s.u_class[index[i] * s.tile + i]; });
-      } else if (s.weighted) {
-        scatter(k, [=](int64_t i) { return value[i] * u[i]; });
+        for (int64_t i = 0; i < length; ++i) product[i] = value[i] * s.u_class[index[i] * s.tile + i];
       } else {
-        scatter(k, [=](int64_t i) { return value[i]; });
+        SIMD for (int64_t i = 0; i < length; ++i) product[i] = value[i] * u[i];
       }
+      scatter(k, [=](int64_t i) { return product[i]; });
     };
 
     if (op.index_target && !s.nonlinear) {
@@ -1069,7 +1138,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
       T* own = s.g;
       for (int64_t i = 0; i < length; ++i) own[i] = coefficient[index[i]];
       if (term.kind == POWER) {
-        SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * (s.l[i] > T(0) ? a * pow_(s.l[i], a - T(1)) : T(0) * s.l[i]);
+        SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * (s.l[i] > T(0) ? a * power(s.l[i], a - T(1)) : T(0) * s.l[i]);
       } else {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * softmax_slope<E>(s.p[i], s.q[i], s.l[i], s.lq[i], a);
@@ -1149,7 +1218,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
             SIMD for (int64_t i = 0; i < length; ++i) slope[i] += coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
           }
           SIMD for (int64_t i = 0; i < length; ++i)
-            slope[i] *= whole[i] > T(0) ? a * pow_(whole[i], a - T(1)) : T(0) * whole[i];
+            slope[i] *= whole[i] > T(0) ? a * power(whole[i], a - T(1)) : T(0) * whole[i];
           for (int64_t c = 0; c < C; ++c) {
             const T* y = s.y + c * s.tile;
             T* h = s.h + c * s.tile;
@@ -1176,16 +1245,22 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
         SIMD for (int64_t i = 0; i < length; ++i) dot[i] += h[i];
       }
     }
-    // 3. out_k = p_k (g_k + w + sum h - sum g p) - h_k - [k = label] w
+    // 3. with h_k including w at the label, and q = 1 - p:  out_k = p_k (g_k - sum g p) + p_k (sum h - h_k) - q_k h_k.
+    //    `dot` is w + sum h - sum g p; nothing here is a difference of large numbers.
     const bool index_logs = s.logs && op.index_target;
     for (int64_t c = 0; c < C; ++c) {
-      const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label;
+      const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label, *q = s.q;
       const T mine = static_cast<T>(c);
       T* out = row_out(op, n, c, begin, s.x_copy);
-      SIMD for (int64_t i = 0; i < length; ++i) {
-        T v = e[i] * inverse[i] * ((region ? g[i] : T(0)) + dot[i]);
-        v -= s.dense_logs ? h[i] : T(0);
-        out[i] = v - (index_logs && label[i] == mine ? w[i] : T(0));
+      if (!s.logs) {
+        SIMD for (int64_t i = 0; i < length; ++i) out[i] = e[i] * inverse[i] * (g[i] + dot[i]);
+      } else {
+        SIMD for (int64_t i = 0; i < length; ++i) {
+          const bool here = label[i] == mine;
+          const T pc = e[i] * inverse[i];
+          const T own = (s.dense_logs ? h[i] : T(0)) + (index_logs && here ? w[i] : T(0));
+          out[i] = pc * ((region ? g[i] : T(0)) + (dot[i] - own)) - own * (here ? q[i] : T(1) - pc);
+        }
       }
       if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
     }
@@ -1209,6 +1284,11 @@ int64_t softmax_pass(const PixelStats& op, int64_t n, int64_t, int64_t begin, in
     if (s.probabilities) softmax_load(op, n, begin, length, s, slope);
     if (partial != nullptr) softmax_sums(op, length, s, partial);
     if (!gradient) continue;
+    if (!s.probabilities) {  // counts have no gradient
+      SIMD for (int64_t i = 0; i < length; ++i) s.dot[i] = T(0);
+      for (int64_t c = 0; c < C; ++c) store(op, op.output, n, c, begin, length, s.dot);
+      continue;
+    }
     if (slope == nullptr) {
       SIMD for (int64_t i = 0; i < length; ++i) s.dot[i] = T(0);
     }

@@ -429,12 +429,12 @@ class _Evaluate(torch.autograd.Function):
     """The whole loss as one node: pass and formula forward, formula and pass backward."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, ahead: bool, *parameters: Tensor) -> Tensor:
         held = torch.stack(parameters).to(torch.float64) if parameters else None
-        value, invalid, sums, ahead = call.backend.forward(call, x, held, terms, call.linear and ctx.needs_input_grad[0])
+        value, invalid, sums, grad = call.backend.forward(call, x, held, terms, ahead)
         if invalid:
             op.raise_invalid(x, call.geometry)
-        ctx.call, ctx.ahead = call, ahead
+        ctx.call, ctx.ahead = call, grad
         ctx.save_for_backward(input, x.target, x.weight, x.mask, sums, held, *parameters)
         return value
 
@@ -444,14 +444,14 @@ class _Evaluate(torch.autograd.Function):
         input, target, weight, mask, sums, held, *parameters = ctx.saved_tensors
         x = Tensors(input, target, weight, mask)
         if torch.is_grad_enabled() and (input.requires_grad or grads[0].requires_grad):
-            needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[4:])
+            needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
             first, *rest = _by_reference(x, call.geometry, call.formula, grads[0], parameters, needs)
-            return first, None, None, None, *rest
+            return first, None, None, None, None, *rest
         ahead, ctx.ahead = ctx.ahead, None
         first, many = call.backend.backward(call, x, held, sums, grads[0], ahead, ctx.needs_input_grad[0])
         if many is None:
-            return first, None, None, None
-        return first, None, None, None, *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True))
+            return first, None, None, None, None
+        return first, None, None, None, None, *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True))
 
 
 def _by_reference(
@@ -484,7 +484,8 @@ def evaluate(x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, 
     if call.backend is None:
         return _by_torch(x, call.geometry, f)
     terms = torch.empty(len(f.outputs) - 1, dtype=torch.float64, device=x.input.device) if with_terms else None
-    value = _Evaluate.apply(x.input, x, call, terms, *f.parameters)
+    ahead = call.linear and x.input.requires_grad and torch.is_grad_enabled()
+    value = _Evaluate.apply(x.input, x, call, terms, ahead, *f.parameters)
     return value, () if terms is None else tuple(terms.to(value.dtype))
 
 

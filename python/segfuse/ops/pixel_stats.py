@@ -35,6 +35,7 @@ MOMENTS = {
 COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the target alone: no gradient
 #: Terms in the order of ``enum TermKind``. Each is summed as (sum u y f(p), sum u (1 - y) f(1 - p)).
 TERMS = ("focal", "focal_all", "power", "dsc", "dsc_pixel")
+MAX_TERMS = 16  # as in csrc/segfuse.h
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABELS = FLOATING + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
@@ -57,6 +58,11 @@ class Plan:
         wanted = list(wanted)
         self.moments = tuple(name for name in MOMENTS if name in wanted)
         self.terms = tuple(dict.fromkeys(row[0] for row in wanted if isinstance(row, tuple)))
+        if len(self.terms) > MAX_TERMS:
+            raise ValueError(
+                f"one pass takes at most {MAX_TERMS} different pixel terms; got {len(self.terms)}. "
+                f"Try: two losses of fewer terms, added as values: loss_a(input, target) + loss_b(input, target)"
+            )
         self.rows = len(self.moments) + 2 * len(self.terms)
         number = {name: i for i, name in enumerate(self.moments)}
         first = {term: len(number) + 2 * i for i, term in enumerate(self.terms)}

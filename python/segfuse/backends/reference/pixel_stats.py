@@ -45,7 +45,7 @@ def _pixels(x: Tensors, g: Geometry) -> _Pixels:
     N, C, S = *g.shape[:2], g.pixels
     z = x.input.reshape(N, C, S)
     z = z if z.dtype == torch.float64 else z.float()
-    labels = x.target.reshape(N, -1, S)
+    labels = x.target.reshape(N, 1 if g.index_target else C, S)
     labels = labels if labels.dtype.is_floating_point else labels.to(torch.int64)
     kept = labels != g.ignore_index
     if g.exclusive and not g.index_target:
@@ -126,7 +126,7 @@ def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
         return _where_positive(x.y, one), none if g.exclusive else _where_positive(1 - x.y, zero)
     if term.kind == "power":
         f = _power(_entropy(x, g), a)
-        return x.y * f, none if g.exclusive else (1 - x.y) * f
+        return _where_positive(x.y, f), none if g.exclusive else _where_positive(1 - x.y, f)
     q = _power(1 - x.p, a) * x.p
     f = q if term.kind == "dsc" else 1 - (2 * q * x.y + term.b) / (q + x.y + term.b)
     return x.y * f, (1 - x.y) * f
@@ -182,7 +182,7 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
     s = _pixels(x, g)
     p, q, y, u = s.p, s.q, s.y, s.u
     if upstream is not None:
-        up = upstream.reshape(g.shape[0], -1, g.pixels).to(p.dtype)
+        up = upstream.reshape(g.shape[0], 1 if g.exclusive else g.shape[1], g.pixels).to(p.dtype)
         u = u * up
 
     def k(row: object) -> Tensor:
@@ -240,10 +240,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
     dp, dz, dl = u * dp, u * dz, u * dl + coupled
     if softmax:
         # d(-log p_c) / dz_k = p_k - [c = k];  dp_c / dz_k = p_k ([c = k] - p_c)
-        hard = g.index_target and not any(term.kind == "focal_all" for term in plan.terms)
-        same = -dl * q if hard else p * dl - dl  # p - 1 = -q exactly
         total = dl.sum(1, keepdim=True)
-        out = p * (dp - (dp * p).sum(1, keepdim=True)) + same + p * (total - dl)
+        out = p * (dp - (dp * p).sum(1, keepdim=True)) + p * (total - dl) - q * dl
     elif g.activation == "sigmoid":
         out = p * q * dp + dz
     else:
