@@ -1,10 +1,19 @@
 """Every loss function for semantic segmentation, in one pass over memory."""
 
-from . import backends, functional, losses
-from .backends import use_backend
-from .explain import explain
-from .losses import *
-from .ops.pixel_stats import pixel_stats
-
 __version__ = "0.1.0"
-__all__ = ["backends", "explain", "functional", "losses", "pixel_stats", "use_backend", *losses.__all__]
+
+try:
+    import torch as _torch  # noqa: F401
+except Exception as error:  # `segfuse doctor` still runs, and says what is wrong
+    _message = f"segfuse needs torch, which does not import: {type(error).__name__}: {error}"
+
+    def __getattr__(name: str) -> object:
+        raise AttributeError(_message)
+else:
+    from . import backends, functional, losses
+    from .backends import use_backend
+    from .explain import explain
+    from .losses import *
+    from .ops.pixel_stats import pixel_stats
+
+    __all__ = ["backends", "explain", "functional", "losses", "pixel_stats", "use_backend", *losses.__all__]

@@ -23,7 +23,9 @@ def _kept(cls: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
 
 
 def _function(cls: type[Loss]) -> Callable[..., Any]:
-    def loss(input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any) -> Any:
+    def loss(
+        input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any
+    ) -> Any:
         return_terms = options.pop("return_terms", False)
         hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
         tensors = any(isinstance(v, Tensor) for v in options.values())
@@ -32,7 +34,9 @@ def _function(cls: type[Loss]) -> Callable[..., Any]:
 
     loss.__name__ = loss.__qualname__ = snake(cls.__name__) + "_loss"
     loss.__module__ = __name__
-    loss.__doc__ = f"Function form of :class:`segfuse.{cls.__name__}`; ``options`` are its arguments.\n\n    {inspect.getdoc(cls)}"
+    loss.__doc__ = (
+        f"Function form of :class:`segfuse.{cls.__name__}`; ``options`` are its arguments.\n\n    {inspect.getdoc(cls)}"
+    )
     return loss
 
 

@@ -55,7 +55,9 @@ class RegionOptions(Options, total=False):
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
     allowed = list(allowed)
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}. Try: {name}={allowed[0]!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}. Try: {name}={allowed[0]!r}"
+        )
     return value
 
 
@@ -64,7 +66,9 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> A
     for v in value if isinstance(value, list | tuple) else (value,):
         if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high or math.isinf(v):
             bound = f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-            raise ValueError(f"{name} must be a number {bound}; got {value!r}. Try: {name}={max(low, min(high, 1.0)):g}")
+            raise ValueError(
+                f"{name} must be a number {bound}; got {value!r}. Try: {name}={max(low, min(high, 1.0)):g}"
+            )
     return value
 
 
@@ -73,7 +77,9 @@ def weights_tuple(name: str, value: Any) -> Any:
         return value
     values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
-        raise ValueError(f"{name} must hold numbers >= 0, not all 0, one per class; got {values}. Try: {name}=[1.0, 2.0, ...]")
+        raise ValueError(
+            f"{name} must hold numbers >= 0, not all 0, one per class; got {values}. Try: {name}=[1.0, 2.0, ...]"
+        )
     return values
 
 
@@ -114,7 +120,9 @@ class Loss(nn.Module):
         self.from_logits = bool(from_logits)
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(f"ignore_index must be an int; got {ignore_index!r}. Try: ignore_index=-100, which no label has")
+            raise TypeError(
+                f"ignore_index must be an int; got {ignore_index!r}. Try: ignore_index=-100, which no label has"
+            )
         self.ignore_index = ignore_index
         self.class_weight = weights_tuple("class_weight", class_weight)
         self.include_background = bool(include_background)
@@ -165,7 +173,9 @@ class Loss(nn.Module):
         named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
         return value, named
 
-    def check(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Geometry]:
+    def check(
+        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensors, Geometry]:
         return op.check(
             input,
             target,
@@ -177,7 +187,9 @@ class Loss(nn.Module):
             mask=mask,
         )
 
-    def prepare(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Call]:
+    def prepare(
+        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensors, Call]:
         """Checks the arguments, once for each kind of plain tensors."""
         key = None
         if weight_map is None and mask is None and type(target) is Tensor and type(input) in (Tensor, nn.Parameter):
@@ -401,7 +413,9 @@ class StatsLoss(Loss):
         self.batch = bool(batch)
         pair = tuple(number("smooth", smooth)) if isinstance(smooth, list | tuple) else (number("smooth", smooth),) * 2
         if len(pair) != 2:
-            raise ValueError(f"smooth must be a number or a pair (numerator, denominator); got {smooth!r}. Try: smooth=(0.0, 1e-5)")
+            raise ValueError(
+                f"smooth must be a number or a pair (numerator, denominator); got {smooth!r}. Try: smooth=(0.0, 1e-5)"
+            )
         self.smooth = pair
         self.empty = one_of("empty", empty, ("formula", "zero", "skip"))
         self.soft_label = one_of("soft_label", soft_label, ("product", "l1"))
@@ -456,7 +470,9 @@ class RegionLoss(StatsLoss):
 
     def __init__(self, formula: Callable[[PixelStats], Array], **common: Unpack[RegionOptions]) -> None:
         if not callable(formula):
-            raise TypeError(f"formula must be callable; got {type(formula).__name__}. Try: RegionLoss(lambda s: 1 - s.tp / (s.true + 1))")
+            raise TypeError(
+                f"formula must be callable; got {type(formula).__name__}. Try: RegionLoss(lambda s: 1 - s.tp / (s.true + 1))"
+            )
         super().__init__(**common)
         self.function = formula
 
@@ -486,9 +502,13 @@ class CompoundLoss(Loss):
         for name, term in named:
             weight, loss = term if isinstance(term, tuple | list) else (1.0, term)
             if not isinstance(loss, Loss) or isinstance(weight, bool) or not isinstance(weight, int | float):
-                raise TypeError(f"a term must be a loss or (weight, loss); got {term!r}. Try: CompoundLoss({{'dice': (0.5, DiceLoss())}})")
+                raise TypeError(
+                    f"a term must be a loss or (weight, loss); got {term!r}. Try: CompoundLoss({{'dice': (0.5, DiceLoss())}})"
+                )
             if loss.reduction == "none":
-                raise ValueError(f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. Try: reduction='mean'")
+                raise ValueError(
+                    f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. Try: reduction='mean'"
+                )
             if type(loss) is CompoundLoss and name is None:
                 for inner, part in loss.terms.items():
                     self._add(inner, weight * loss.weights_by_name[inner], part)
@@ -525,7 +545,9 @@ class CompoundLoss(Loss):
             total = total + weight * value
         return total, values
 
-    def check(self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None) -> tuple[Tensors, Geometry]:
+    def check(
+        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensors, Geometry]:
         return next(iter(self.terms.values())).check(input, target, weight_map, mask)
 
     def term_names(self) -> list[str]:
@@ -554,7 +576,9 @@ class CompoundLoss(Loss):
         values_by_name: dict[str, Tensor] = {}
         for names in passes.values():
             alone = self.terms[names[0]]
-            group = alone if len(names) == 1 else CompoundLoss({n: (self.weights_by_name[n], self.terms[n]) for n in names})
+            group = (
+                alone if len(names) == 1 else CompoundLoss({n: (self.weights_by_name[n], self.terms[n]) for n in names})
+            )
             value, found = group(input, target, weight_map=weight_map, mask=mask, return_terms=True)
             total = total + (value * self.weights_by_name[names[0]] if group is alone else value)
             values_by_name |= {names[0]: value.detach()} if group is alone else found

@@ -36,12 +36,17 @@ class ComboLoss(CompoundLoss):
     Source: Taghanaki et al. 2018 (arXiv 1805.02798); Jadon II-J. Both print a sign or a parenthesis wrong.
     """
 
-    def __init__(self, *, alpha: float = 0.5, beta: float = 0.5, offset: bool = True, **common: Unpack[RegionOptions]) -> None:
+    def __init__(
+        self, *, alpha: float = 0.5, beta: float = 0.5, offset: bool = True, **common: Unpack[RegionOptions]
+    ) -> None:
         self_alpha = number("alpha", alpha, 0, 1)
         options: dict[str, Any] = dict(common)
         super().__init__(
             {
-                "cross_entropy": (self_alpha, BalancedCrossEntropyLoss(beta=number("beta", beta, 0, 1), **shared(options))),
+                "cross_entropy": (
+                    self_alpha,
+                    BalancedCrossEntropyLoss(beta=number("beta", beta, 0, 1), **shared(options)),
+                ),
                 "dice": (1 - self_alpha, DiceLoss(**options)),
             }
         )
@@ -65,13 +70,21 @@ class DiceCELoss(CompoundLoss):
     """
 
     def __init__(
-        self, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, label_smoothing: float = 0.0, **common: Unpack[RegionOptions]
+        self,
+        *,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+        **common: Unpack[RegionOptions],
     ) -> None:
         options: dict[str, Any] = dict(common)
         super().__init__(
             {
                 "dice": (number("lambda_dice", lambda_dice), DiceLoss(**options)),
-                "cross_entropy": (number("lambda_ce", lambda_ce), CrossEntropyLoss(label_smoothing=label_smoothing, **shared(options))),
+                "cross_entropy": (
+                    number("lambda_ce", lambda_ce),
+                    CrossEntropyLoss(label_smoothing=label_smoothing, **shared(options)),
+                ),
             }
         )
         self.lambda_dice, self.lambda_ce, self.label_smoothing = lambda_dice, lambda_ce, label_smoothing

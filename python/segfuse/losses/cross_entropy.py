@@ -44,7 +44,9 @@ class CrossEntropyLoss(PixelLoss):
         one, zero = self.entropy(s)
         if s.multiclass:
             if self.beta != 1:
-                raise ValueError(f"beta weighs the positives of a sigmoid; mode is multiclass and beta={self.beta!r}. Try: class_weight=[...]")
+                raise ValueError(
+                    f"beta weighs the positives of a sigmoid; mode is multiclass and beta={self.beta!r}. Try: class_weight=[...]"
+                )
             return self.weighted(s, one)
         beta = self.beta
         if isinstance(beta, tuple):
@@ -88,7 +90,9 @@ class BalancedCrossEntropyLoss(PixelLoss):
         beta: Array = self.beta
         if s.multiclass:
             if beta == "auto":
-                raise ValueError("beta='auto' needs mode binary or multilabel. Try: CrossEntropyLoss(class_weight='balanced')")
+                raise ValueError(
+                    "beta='auto' needs mode binary or multilabel. Try: CrossEntropyLoss(class_weight='balanced')"
+                )
             background = s.class_index[:, 1:] * 0 if self.drops_background(s) else where(s.class_index == 0, 1.0, 0.0)
             return self.weighted(s, (beta + (1 - 2 * beta) * background) * one)
         if beta == "auto":
@@ -130,7 +134,9 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
         total = valid.sum(1, keepdim=True)
         wanted = torch.where(total > 0, (total * self.k / 100).floor().clamp(min=1), 0)
         order = torch.sort(flat.detach().masked_fill(~valid, -1.0), dim=1, descending=True, stable=True).indices
-        chosen = torch.zeros_like(flat).scatter_(1, order, (torch.arange(flat.shape[1], device=flat.device)[None] < wanted).to(flat.dtype))
+        chosen = torch.zeros_like(flat).scatter_(
+            1, order, (torch.arange(flat.shape[1], device=flat.device)[None] < wanted).to(flat.dtype)
+        )
         top = torch.where(chosen > 0, flat, 0.0)
         if self.reduction == "none":
             return top.reshape(loss.shape), []
@@ -143,11 +149,16 @@ def _kept(x: Tensors, g: Geometry) -> Tensor:
     """Where the loss map has a valid pixel."""
     dense = g.exclusive and not g.index_target
     kept = x.target != g.ignore_index
-    kept = kept.all(1) if dense else kept.reshape(g.map_shape) if kept.numel() == torch.Size(g.map_shape).numel() else kept[:, None]
+    kept = (
+        kept.all(1)
+        if dense
+        else kept.reshape(g.map_shape)
+        if kept.numel() == torch.Size(g.map_shape).numel()
+        else kept[:, None]
+    )
     if x.mask is not None:
         mask = x.mask != 0
         if mask.ndim != kept.ndim:
             mask = mask.squeeze(1) if mask.ndim > kept.ndim else mask[:, None]
         kept = kept & mask
     return kept
-

@@ -125,7 +125,9 @@ class SelfAdjustingDiceLoss(StatsLoss):
         self.alpha = number("alpha", alpha)
         self.true_class_only = bool(true_class_only)
         if self.form == "pixel" and self.smooth[0] != self.smooth[1]:
-            raise ValueError(f"the pixel form has one smoothing; got smooth={self.smooth}. Try: smooth={self.smooth[1]:g}")
+            raise ValueError(
+                f"the pixel form has one smoothing; got smooth={self.smooth}. Try: smooth={self.smooth[1]:g}"
+            )
 
     def formula(self, s: PixelStats) -> Array:
         sn, sd = self.smooth

@@ -42,7 +42,10 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         super().__init__(
             {
                 "dice": (number("w_dice", w_dice), _LogDice(number("gamma_dice", gamma_dice, 1e-6), **region)),
-                "cross_entropy": (number("w_cross", w_cross), _PowerCrossEntropy(number("gamma_cross", gamma_cross, 1e-6), **shared(options))),
+                "cross_entropy": (
+                    number("w_cross", w_cross),
+                    _PowerCrossEntropy(number("gamma_cross", gamma_cross, 1e-6), **shared(options)),
+                ),
             }
         )
         self.w_dice, self.w_cross, self.gamma_dice, self.gamma_cross = w_dice, w_cross, gamma_dice, gamma_cross
@@ -69,6 +72,11 @@ class _PowerCrossEntropy(PixelLoss):
 
     def pixel(self, s: PixelStats) -> Array:
         one, zero = s.power(self.gamma)
-        if not s.multiclass and self.class_weight is not None and len(self.class_weight) == 2 and s.geometry.shape[1] == 1:
+        if (
+            not s.multiclass
+            and self.class_weight is not None
+            and len(self.class_weight) == 2
+            and s.geometry.shape[1] == 1
+        ):
             return self.class_weight[1] * one + self.class_weight[0] * zero
         return self.weighted(s, one + zero)

@@ -23,7 +23,9 @@ class MCCLoss(StatsLoss):
     Source: Abhishek and Hamarneh 2021, ISBI, eqs. 3-5.
     """
 
-    def __init__(self, *, eps: float = 1e-12, perfect: Literal["formula", "zero"] = "formula", **common: Unpack[RegionOptions]) -> None:
+    def __init__(
+        self, *, eps: float = 1e-12, perfect: Literal["formula", "zero"] = "formula", **common: Unpack[RegionOptions]
+    ) -> None:
         super().__init__(**common)
         self.eps = number("eps", eps)
         self.perfect = one_of("perfect", perfect, ("formula", "zero"))

@@ -39,7 +39,9 @@ class SensitivitySpecificityLoss(StatsLoss):
 
     def formula(self, s: PixelStats) -> Array:
         if self.form == "brosch":
-            return self.r * ratio(s.sq_true, s.true + self.eps) + (1 - self.r) * ratio(s.sq_false, s.n - s.true + self.eps)
+            return self.r * ratio(s.sq_true, s.true + self.eps) + (1 - self.r) * ratio(
+                s.sq_false, s.n - s.true + self.eps
+            )
         sn, sd = self.smooth
         negative = s.n - s.true
         return self.w * ratio(s.fn + (sd - sn), s.true + sd) + (1 - self.w) * ratio(s.fp + (sd - sn), negative + sd)

@@ -25,7 +25,9 @@ class TLoss(Loss):
     Errors of all channels of an image count together. Source: Gonzalez-Jimenez et al. 2023 (arXiv 2306.00753).
     """
 
-    def __init__(self, *, nu_tilde: float = 1.0, lam: float = 0.0, eps: float = 1e-8, **common: Unpack[Options]) -> None:
+    def __init__(
+        self, *, nu_tilde: float = 1.0, lam: float = 0.0, eps: float = 1e-8, **common: Unpack[Options]
+    ) -> None:
         super().__init__(**common)
         self.nu_tilde = nn.Parameter(torch.tensor(float(nu_tilde)))
         self.lam, self.eps = number("lam", lam, -1e3), number("eps", eps)
@@ -38,7 +40,12 @@ class TLoss(Loss):
         squares = s.sq_true + s.sq_false
         error = math.exp(self.lam) * (squares if v is None else v * squares).sum(1, keepdim=True)
         half = (nu + valid) * 0.5
-        loss = (nu * 0.5).lgamma() - half.lgamma() + 0.5 * valid * ((math.pi * nu).log() - self.lam) + half * (error / nu).log1p()
+        loss = (
+            (nu * 0.5).lgamma()
+            - half.lgamma()
+            + 0.5 * valid * ((math.pi * nu).log() - self.lam)
+            + half * (error / nu).log1p()
+        )
         if self.reduction == "none":
             return loss
         return loss.sum() if self.reduction == "sum" else mean(loss)

@@ -20,12 +20,7 @@ from .pixel_stats import COUNTS, Geometry, Plan, Row, Tensors, Term
 
 Array = Any  # Tensor or Symbol
 # The order of enum Op in csrc/cpp/formula.cpp.
-OPS = (
-    "row parameter scalar vector numel size_n size_c class_index "
-    "add sub mul div pow maximum minimum gt ge lt le eq ne "
-    "neg log log1p exp expm1 sqrt abs tanh sinh cosh lgamma "
-    "where sum_n sum_c max_c tail head detach"
-).split()
+OPS = ["row", "parameter", "scalar", "vector", "numel", "size_n", "size_c", "class_index", "add", "sub", "mul", "div", "pow", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "neg", "log", "log1p", "exp", "expm1", "sqrt", "abs", "tanh", "sinh", "cosh", "lgamma", "where", "sum_n", "sum_c", "max_c", "tail", "head", "detach"]
 NUMBER = {name: i for i, name in enumerate(OPS)}
 BINARY, UNARY = OPS[8:21], OPS[21:32]
 
@@ -164,7 +159,13 @@ def where(condition: Array, a: Array, b: Array) -> Array:
     if isinstance(condition, Symbol):
         return condition.tape.broadcast("where", condition, a, b)
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else torch.zeros((), dtype=torch.float64)
-    return torch.where(condition, *(x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=condition.device) for x in (a, b)))
+    return torch.where(
+        condition,
+        *(
+            x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=condition.device)
+            for x in (a, b)
+        ),
+    )
 
 
 def ratio(a: Array, b: Array) -> Array:
@@ -202,11 +203,19 @@ class PixelStats:
         steps: tuple[Callable[[Array], Array], ...] = (),
         soft_label: str = "product",
     ) -> None:
-        self._fetch, self._constant, self.geometry, self._steps, self.soft_label = fetch, constant, geometry, steps, soft_label
+        self._fetch, self._constant, self.geometry, self._steps, self.soft_label = (
+            fetch,
+            constant,
+            geometry,
+            steps,
+            soft_label,
+        )
 
     def then(self, *steps: Callable[[Array], Array], soft_label: str | None = None) -> PixelStats:
         """The same sums after further steps, such as the sum over the batch."""
-        return PixelStats(self._fetch, self._constant, self.geometry, self._steps + steps, soft_label or self.soft_label)
+        return PixelStats(
+            self._fetch, self._constant, self.geometry, self._steps + steps, soft_label or self.soft_label
+        )
 
     def _get(self, row: Row) -> Array:
         x = self._fetch(row)
@@ -429,7 +438,9 @@ class _Evaluate(torch.autograd.Function):
     """The whole loss as one node: pass and formula forward, formula and pass backward."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, ahead: bool, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, ahead: bool, *parameters: Tensor
+    ) -> Tensor:
         held = torch.stack(parameters).to(torch.float64) if parameters else None
         value, invalid, sums, grad = call.backend.forward(call, x, held, terms, ahead)
         if invalid:
@@ -451,7 +462,14 @@ class _Evaluate(torch.autograd.Function):
         first, many = call.backend.backward(call, x, held, sums, grads[0], ahead, ctx.needs_input_grad[0])
         if many is None:
             return first, None, None, None, None
-        return first, None, None, None, None, *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True))
+        return (
+            first,
+            None,
+            None,
+            None,
+            None,
+            *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True)),
+        )
 
 
 def _by_reference(
@@ -474,7 +492,11 @@ def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False)
         rows = op.sums(x, g, f.plan)
     value, terms = f.loss(_tensor_stats(rows, f.plan, g))
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
-    shape = tuple(s for s, keep in zip(value.shape, f._value, strict=False) if keep) if f.traced and value.ndim == 2 else value.shape
+    shape = (
+        tuple(s for s, keep in zip(value.shape, f._value, strict=False) if keep)
+        if f.traced and value.ndim == 2
+        else value.shape
+    )
     return value.reshape(shape).to(dtype), [torch.as_tensor(t).detach().sum() for t in terms]
 
 
@@ -491,7 +513,11 @@ def evaluate(x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, 
 
 def _native_backend(x: Tensors, g: Geometry, f: Formula) -> Any:
     """The backend that evaluates the loss in one call, if there is one."""
-    if not f.traced or forced() == "reference" or op.backend(x.input, g, f.plan).__name__.endswith("reference.pixel_stats"):
+    if (
+        not f.traced
+        or forced() == "reference"
+        or op.backend(x.input, g, f.plan).__name__.endswith("reference.pixel_stats")
+    ):
         return None
     return pick("formula", x.input)
 

@@ -37,7 +37,17 @@ COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the targ
 TERMS = ("focal", "focal_all", "power", "dsc", "dsc_pixel")
 MAX_TERMS = 16  # as in csrc/segfuse.h
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-LABELS = FLOATING + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+LABELS = FLOATING + (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 class Term(NamedTuple):
@@ -153,7 +163,9 @@ def check(
         )
     for name, x in (("target", target), ("weight_map", weight_map), ("mask", mask)):
         if x is not None and x.dtype not in LABELS:
-            raise TypeError(f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()")
+            raise TypeError(
+                f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
+            )
     if mode not in MODES:
         _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
@@ -192,7 +204,10 @@ def check(
                 f"target must be {flat} or {single} class numbers, or {shape} one-hot or probabilities, for input {shape}; got {given}",
                 "target.squeeze(1) for an extra axis, mode='multilabel' for independent masks",
             )
-        _fail(f"target must be {shape}{' or ' + str(flat) if mode == 'binary' else ''} for mode={mode!r}; got {given}", "target.reshape(input.shape)")
+        _fail(
+            f"target must be {shape}{' or ' + str(flat) if mode == 'binary' else ''} for mode={mode!r}; got {given}",
+            "target.reshape(input.shape)",
+        )
     for name, x in (("weight_map", weight_map), ("mask", mask)):
         if x is None:
             continue
@@ -226,7 +241,13 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     target = x.target if x.target.dtype.is_floating_point else x.target.to(torch.int64)
     kept = target != g.ignore_index
     if x.mask is not None:
-        mask = x.mask if x.mask.ndim == target.ndim else x.mask.reshape(target.shape) if x.mask.numel() == target.numel() else x.mask[:, None]
+        mask = (
+            x.mask
+            if x.mask.ndim == target.ndim
+            else x.mask.reshape(target.shape)
+            if x.mask.numel() == target.numel()
+            else x.mask[:, None]
+        )
         kept = kept & (mask != 0).expand_as(target)
     top = g.shape[1] - 1 if g.index_target else 1
     wrong = kept & ~((target >= 0) & (target <= top) & (target == target.round() if g.index_target else True))
@@ -279,7 +300,9 @@ def backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> Module
     loss map; and a power of the entropy of soft labels over probabilities."""
     kinds = {term.kind for term in plan.terms}
     raw = g.exclusive and g.activation == "identity"
-    if (map and (raw or (g.exclusive and kinds & {"dsc", "dsc_pixel"}))) or (raw and "power" in kinds and not g.index_target):
+    if (map and (raw or (g.exclusive and kinds & {"dsc", "dsc_pixel"}))) or (
+        raw and "power" in kinds and not g.index_target
+    ):
         from ..backends.reference import pixel_stats as reference
 
         return reference
@@ -347,11 +370,13 @@ def pixel_stats(
     """
     unknown = [name for name in wanted if name not in MOMENTS]
     if unknown or isinstance(wanted, str):
-        _fail(f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}", 'wanted=("tp", "pred", "true")')
+        _fail(
+            f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}",
+            'wanted=("tp", "pred", "true")',
+        )
     x, g = check(
         input, target, mode=mode, from_logits=from_logits, ignore_index=ignore_index, weight_map=weight_map, mask=mask
     )
     plan = Plan(wanted)
     rows = sums(x, g, plan)
     return {name: rows[plan.row(name)] for name in wanted}
-

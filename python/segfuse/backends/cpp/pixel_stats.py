@@ -11,7 +11,21 @@ from ... import _cpp
 from ...ops.pixel_stats import Geometry, Plan, Tensors
 
 # The order of enum DType in csrc/segfuse.h.
-_STORAGE = ("float32", "float64", "float16", "bfloat16", "bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+_STORAGE = (
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+)
 DTYPE = {getattr(torch, name): number for number, name in enumerate(_STORAGE)}
 ACTIVATION = {"sigmoid": 0, "softmax": 1, "identity": 2}
 HUGE = 8 << 20  # bytes; a larger gradient is fresh memory and gets 2 MiB pages
@@ -21,7 +35,11 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
     device = device or input.device.type
     if device != "cpu":
         return f"it runs on the CPU, the input is on {device}"
-    return None if input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16) else f"{input.dtype} is not compiled in"
+    return (
+        None
+        if input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+        else f"{input.dtype} is not compiled in"
+    )
 
 
 def _layout(x: Tensor | None, g: Geometry) -> tuple[int, tuple[int, ...]] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops.pixel_stats import Geometry, Plan, Tensors, Term
@@ -79,7 +78,9 @@ def _pixels(x: Tensors, g: Geometry) -> _Pixels:
         top, largest = z.max(1, keepdim=True)
         e = torch.exp(z - top.detach())
         is_top = torch.zeros_like(z, dtype=torch.bool).scatter(1, largest, True)
-        others = torch.where(is_top, 0, e).sum(1, keepdim=True)  # without the largest, which would swallow the small ones
+        others = torch.where(is_top, 0, e).sum(
+            1, keepdim=True
+        )  # without the largest, which would swallow the small ones
         one = torch.where(is_top, e, 0).sum(1, keepdim=True)  # 1, with its derivative
         p = e / (one + others)
         q = torch.where(is_top, others / (one + others), 1 - p)
