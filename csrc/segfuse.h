@@ -61,18 +61,18 @@ struct PixelStats {
   Activation activation;
   bool index_target;  // target (N, *) holds class numbers; otherwise (N, C, *) holds y itself
   int64_t ignore_index;
-  int rows;  // K
+  int rows;             // K
   int moment[MOMENTS];  // row of each sum, -1 when it is not wanted
   int terms;
   Term term[MAX_TERMS];
   View input, target, weight, mask;
-  View output;    // gradient (N, C, *) or loss map
-  View upstream;  // gradient of the loss map, or absent
+  View output;                // gradient (N, C, *) or loss map
+  View upstream;              // gradient of the loss map, or absent
   const double* coefficient;  // [K, N, C], derivative of the loss by each sum
 };
 
-// sums [K, N, C]; with `output` and `coefficient` the same pass writes the gradient as well. Returns the number of targets
-// that are neither valid nor ignored, plus the number of negative weights.
+// sums [K, N, C]; with `output` and `coefficient` the same pass writes the gradient as well. Returns the number of
+// targets that are neither valid nor ignored, plus the number of negative weights.
 int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads);
 // output = d(sum_k coefficient_k sums_k) / d(input); with `upstream` each pixel's part is multiplied by it.
 void pixel_stats_backward(const PixelStats& op, int threads);
@@ -92,7 +92,7 @@ struct Formula {
 struct Evaluation {
   PixelStats op;
   Formula formula;
-  double* sums;              // [K, N, C]; followed by as many `assumed` coefficients where the gradient is written ahead
+  double* sums;  // [K, N, C]; followed by as many `assumed` coefficients where the gradient is written ahead
   const double* parameters;  // learnable scalars of the formula, or nullptr
   int n_parameters;
   bool ahead;        // op.output is written in the forward pass, with coefficients that follow from the target alone
@@ -101,9 +101,10 @@ struct Evaluation {
 
 // value: the loss in its own shape; terms: the other outputs, scalars, or nullptr. Returns as pixel_stats_forward.
 int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, double* terms, int threads);
-// op.output and parameter_grad from the gradient of the loss. Where the gradient was written ahead it stays, and the factor that
-// makes it right is returned; where there is no such factor it is written again and 1 is returned.
-double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad, int threads);
+// op.output and parameter_grad from the gradient of the loss. Where the gradient was written ahead it stays, and the
+// factor that makes it right is returned; where there is no such factor it is written again and 1 is returned.
+double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad,
+                        int threads);
 
 const char* isa_used();
 const char* isa_found();  // space separated

@@ -25,7 +25,8 @@ Layout layout(const py::handle& h) {
 }
 
 // Merges neighbouring spatial axes that every tensor walks as one, and fills shape and strides.
-void set_layout(PixelStats& op, const std::vector<int64_t>& spatial, const std::vector<std::pair<Layout, View*>>& tensors) {
+void set_layout(PixelStats& op, const std::vector<int64_t>& spatial,
+                const std::vector<std::pair<Layout, View*>>& tensors) {
   op.dims = 0;
   op.S = 1;
   for (int64_t side : spatial) op.S *= side;
@@ -58,9 +59,9 @@ struct Pass {
   PixelStats op{};
 
   Pass(const std::vector<int>& moments, const std::vector<std::tuple<int, double, double, int>>& terms, int rows,
-       const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index, const py::object& input,
-       const py::object& target, const py::object& weight, const py::object& mask, const py::object& output,
-       const py::object& upstream) {
+       const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index,
+       const py::object& input, const py::object& target, const py::object& weight, const py::object& mask,
+       const py::object& output, const py::object& upstream) {
     if (moments.size() != MOMENTS) throw std::length_error("a plan names the row of every moment");
     if (terms.size() > MAX_TERMS) throw std::length_error("more than 16 pixel terms in one pass");
     op.rows = rows;
@@ -80,8 +81,8 @@ struct Pass {
                 {layout(upstream), &op.upstream}});
   }
 
-  PixelStats with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output, uintptr_t upstream,
-                  uintptr_t coefficient) const {
+  PixelStats with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output,
+                  uintptr_t upstream, uintptr_t coefficient) const {
     PixelStats call = op;
     call.input.data = reinterpret_cast<char*>(input);
     call.target.data = reinterpret_cast<char*>(target);
@@ -98,7 +99,8 @@ struct Code {
   std::vector<int32_t> code, outputs;
   std::vector<double> constants;
   Formula formula() const {
-    return {code.data(), static_cast<int64_t>(code.size() / 5), constants.data(), outputs.data(), static_cast<int>(outputs.size())};
+    return {code.data(), static_cast<int64_t>(code.size() / 5), constants.data(), outputs.data(),
+            static_cast<int>(outputs.size())};
   }
 };
 
@@ -113,21 +115,22 @@ PYBIND11_MODULE(_cpp, m) {
   using namespace py::literals;
   forked();  // registers the fork handler
 
-  py::class_<Pass>(m, "Pass")
-      .def(py::init<const std::vector<int>&, const std::vector<std::tuple<int, double, double, int>>&, int,
-                    const std::vector<int64_t>&, int, bool, int64_t, const py::object&, const py::object&, const py::object&,
-                    const py::object&, const py::object&, const py::object&>(),
-           py::kw_only(), "moments"_a, "terms"_a, "rows"_a, "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a,
-           "input"_a, "target"_a, "weight"_a, "mask"_a, "output"_a, "upstream"_a);
-  py::class_<Code>(m, "Code")
-      .def(py::init([](std::vector<int32_t> code, std::vector<double> constants, std::vector<int32_t> outputs) {
-             return Code{std::move(code), std::move(outputs), std::move(constants)};
-           }),
-           py::kw_only(), "code"_a, "constants"_a, "outputs"_a);
+  py::class_<Pass>(m, "Pass").def(
+      py::init<const std::vector<int>&, const std::vector<std::tuple<int, double, double, int>>&, int,
+               const std::vector<int64_t>&, int, bool, int64_t, const py::object&, const py::object&, const py::object&,
+               const py::object&, const py::object&, const py::object&>(),
+      py::kw_only(), "moments"_a, "terms"_a, "rows"_a, "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a,
+      "input"_a, "target"_a, "weight"_a, "mask"_a, "output"_a, "upstream"_a);
+  py::class_<Code>(m, "Code").def(
+      py::init([](std::vector<int32_t> code, std::vector<double> constants, std::vector<int32_t> outputs) {
+        return Code{std::move(code), std::move(outputs), std::move(constants)};
+      }),
+      py::kw_only(), "code"_a, "constants"_a, "outputs"_a);
 
   m.def(
       "pixel_stats_forward",
-      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t sums, int threads) {
+      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t sums,
+         int threads) {
         py::gil_scoped_release release;
         return pixel_stats_forward(layout.with(input, target, weight, mask, 0, 0, 0), pointer<double>(sums), threads);
       },
@@ -140,8 +143,8 @@ PYBIND11_MODULE(_cpp, m) {
         py::gil_scoped_release release;
         pixel_stats_backward(layout.with(input, target, weight, mask, grad_input, upstream, coefficient), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "grad_input"_a, "upstream"_a, "coefficient"_a,
-      "threads"_a);
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "grad_input"_a, "upstream"_a,
+      "coefficient"_a, "threads"_a);
 
   m.def(
       "pixel_stats_map",
@@ -150,20 +153,26 @@ PYBIND11_MODULE(_cpp, m) {
         py::gil_scoped_release release;
         return pixel_stats_map(layout.with(input, target, weight, mask, loss_map, 0, coefficient), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "loss_map"_a, "coefficient"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "loss_map"_a, "coefficient"_a,
+      "threads"_a);
 
   m.def(
       "formula_forward",
       [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
-         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool count_first, uintptr_t value, bool value_is_double,
-         uintptr_t terms, int threads) {
+         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool count_first, uintptr_t value,
+         bool value_is_double, uintptr_t terms, int threads) {
         py::gil_scoped_release release;
-        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0), code.formula(), pointer<double>(sums),
-                           pointer<double>(parameters), 0, grad_input != 0, count_first};
+        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0),
+                           code.formula(),
+                           pointer<double>(sums),
+                           pointer<double>(parameters),
+                           0,
+                           grad_input != 0,
+                           count_first};
         return formula_forward(e, pointer<void>(value), value_is_double, pointer<double>(terms), threads);
       },
-      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a, "grad_input"_a,
-      "count_first"_a, "value"_a, "value_is_double"_a, "terms"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
+      "grad_input"_a, "count_first"_a, "value"_a, "value_is_double"_a, "terms"_a, "threads"_a);
 
   m.def(
       "formula_backward",
@@ -171,15 +180,21 @@ PYBIND11_MODULE(_cpp, m) {
          uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool ahead, uintptr_t grad, bool grad_is_double,
          uintptr_t parameter_grad, int n_parameters, int threads) {
         py::gil_scoped_release release;
-        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0), code.formula(), pointer<double>(sums),
-                           pointer<double>(parameters), n_parameters, ahead, false};
+        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0),
+                           code.formula(),
+                           pointer<double>(sums),
+                           pointer<double>(parameters),
+                           n_parameters,
+                           ahead,
+                           false};
         return formula_backward(e, pointer<void>(grad), grad_is_double, pointer<double>(parameter_grad), threads);
       },
-      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a, "grad_input"_a,
-      "ahead"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
+      "grad_input"_a, "ahead"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
 
-  m.def("huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(), "data"_a,
-        "bytes"_a);
+  m.def(
+      "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),
+      "data"_a, "bytes"_a);
   m.def("isa_info", [] {
     py::dict info;
     info["found"] = py::str(isa_found()).attr("split")();

@@ -14,10 +14,45 @@ namespace {
 
 // The order is the contract with ops/formula.py.
 enum Op : int32_t {
-  ROW, PARAMETER, SCALAR, VECTOR, NUMEL, SIZE_N, SIZE_C, CLASS_INDEX,
-  ADD, SUB, MUL, DIV, POW, MAXIMUM, MINIMUM, GT, GE, LT, LE, EQ, NE,
-  NEG, LOG, LOG1P, EXP, EXPM1, SQRT, ABS, TANH, SINH, COSH, LGAMMA,
-  WHERE, SUM_N, SUM_C, MAX_C, TAIL, HEAD, DETACH
+  ROW,
+  PARAMETER,
+  SCALAR,
+  VECTOR,
+  NUMEL,
+  SIZE_N,
+  SIZE_C,
+  CLASS_INDEX,
+  ADD,
+  SUB,
+  MUL,
+  DIV,
+  POW,
+  MAXIMUM,
+  MINIMUM,
+  GT,
+  GE,
+  LT,
+  LE,
+  EQ,
+  NE,
+  NEG,
+  LOG,
+  LOG1P,
+  EXP,
+  EXPM1,
+  SQRT,
+  ABS,
+  TANH,
+  SINH,
+  COSH,
+  LGAMMA,
+  WHERE,
+  SUM_N,
+  SUM_C,
+  MAX_C,
+  TAIL,
+  HEAD,
+  DETACH
 };
 
 struct Array {
@@ -32,58 +67,96 @@ double digamma(double x) {
   for (; x < 10; ++x) shift -= 1 / x;
   const double r = 1 / (x * x);
   return shift + std::log(x) - 0.5 / x -
-         r * (1. / 12 - r * (1. / 120 - r * (1. / 252 - r * (1. / 240 - r * (1. / 132 - r * (691. / 32760 - r / 12))))));
+         r * (1. / 12 -
+              r * (1. / 120 - r * (1. / 252 - r * (1. / 240 - r * (1. / 132 - r * (691. / 32760 - r / 12))))));
 }
 
 double unary(int op, double a) {
   switch (op) {
-    case NEG: return -a;
-    case LOG: return std::log(a);
-    case LOG1P: return std::log1p(a);
-    case EXP: return std::exp(a);
-    case EXPM1: return std::expm1(a);
-    case SQRT: return std::sqrt(a);
-    case ABS: return std::fabs(a);
-    case TANH: return std::tanh(a);
-    case SINH: return std::sinh(a);
-    case COSH: return std::cosh(a);
-    case LGAMMA: return std::lgamma(a);
-    default: return a;  // DETACH
+    case NEG:
+      return -a;
+    case LOG:
+      return std::log(a);
+    case LOG1P:
+      return std::log1p(a);
+    case EXP:
+      return std::exp(a);
+    case EXPM1:
+      return std::expm1(a);
+    case SQRT:
+      return std::sqrt(a);
+    case ABS:
+      return std::fabs(a);
+    case TANH:
+      return std::tanh(a);
+    case SINH:
+      return std::sinh(a);
+    case COSH:
+      return std::cosh(a);
+    case LGAMMA:
+      return std::lgamma(a);
+    default:
+      return a;  // DETACH
   }
 }
 
 double unary_slope(int op, double a, double out) {
   switch (op) {
-    case NEG: return -1;
-    case LOG: return 1 / a;
-    case LOG1P: return 1 / (1 + a);
-    case EXP: return out;
-    case EXPM1: return out + 1;
-    case SQRT: return 0.5 / out;
-    case ABS: return a > 0 ? 1 : (a < 0 ? -1 : 0);
-    case TANH: return 1 - out * out;
-    case SINH: return std::cosh(a);
-    case COSH: return std::sinh(a);
-    case LGAMMA: return digamma(a);
-    default: return 0;
+    case NEG:
+      return -1;
+    case LOG:
+      return 1 / a;
+    case LOG1P:
+      return 1 / (1 + a);
+    case EXP:
+      return out;
+    case EXPM1:
+      return out + 1;
+    case SQRT:
+      return 0.5 / out;
+    case ABS:
+      return a > 0 ? 1 : (a < 0 ? -1 : 0);
+    case TANH:
+      return 1 - out * out;
+    case SINH:
+      return std::cosh(a);
+    case COSH:
+      return std::sinh(a);
+    case LGAMMA:
+      return digamma(a);
+    default:
+      return 0;
   }
 }
 
 double binary(int op, double a, double b) {
   switch (op) {
-    case ADD: return a + b;
-    case SUB: return a - b;
-    case MUL: return a * b;
-    case DIV: return a / b;
-    case POW: return std::pow(a, b);
-    case MAXIMUM: return a >= b || a != a ? a : b;
-    case MINIMUM: return a <= b || a != a ? a : b;
-    case GT: return a > b;
-    case GE: return a >= b;
-    case LT: return a < b;
-    case LE: return a <= b;
-    case EQ: return a == b;
-    default: return a != b;
+    case ADD:
+      return a + b;
+    case SUB:
+      return a - b;
+    case MUL:
+      return a * b;
+    case DIV:
+      return a / b;
+    case POW:
+      return std::pow(a, b);
+    case MAXIMUM:
+      return a >= b || a != a ? a : b;
+    case MINIMUM:
+      return a <= b || a != a ? a : b;
+    case GT:
+      return a > b;
+    case GE:
+      return a >= b;
+    case LT:
+      return a < b;
+    case LE:
+      return a <= b;
+    case EQ:
+      return a == b;
+    default:
+      return a != b;
   }
 }
 
@@ -130,18 +203,29 @@ struct Machine {
       case ROW:
         for (int64_t j = 0; j < out.size(); ++j) to[j] = in.sums[code[1] * in.N * in.C + j];
         return;
-      case PARAMETER: *to = in.parameters[code[1]]; return;
-      case SCALAR: *to = f.constants[code[1]]; return;
+      case PARAMETER:
+        *to = in.parameters[code[1]];
+        return;
+      case SCALAR:
+        *to = f.constants[code[1]];
+        return;
       case VECTOR:
         for (int64_t c = 0; c < out.columns; ++c) to[c] = f.constants[code[1] + c];
         return;
-      case NUMEL: *to = static_cast<double>(in.S); return;
-      case SIZE_N: *to = static_cast<double>(in.N); return;
-      case SIZE_C: *to = static_cast<double>(in.C); return;
+      case NUMEL:
+        *to = static_cast<double>(in.S);
+        return;
+      case SIZE_N:
+        *to = static_cast<double>(in.N);
+        return;
+      case SIZE_C:
+        *to = static_cast<double>(in.C);
+        return;
       case CLASS_INDEX:
         for (int64_t c = 0; c < out.columns; ++c) to[c] = static_cast<double>(c);
         return;
-      default: break;
+      default:
+        break;
     }
     const Array& a = arrays[code[1]];
     switch (op) {
@@ -164,10 +248,12 @@ struct Machine {
         return;
       case WHERE: {
         const Array &b = arrays[code[2]], &c = arrays[code[3]];
-        each(out, a, b, c, [&](int64_t o, int64_t x, int64_t y, int64_t z) { to[o] = a.at[x] != 0 ? b.at[y] : c.at[z]; });
+        each(out, a, b, c,
+             [&](int64_t o, int64_t x, int64_t y, int64_t z) { to[o] = a.at[x] != 0 ? b.at[y] : c.at[z]; });
         return;
       }
-      default: break;
+      default:
+        break;
     }
     if (op >= ADD && op <= NE) {
       const Array& b = arrays[code[2]];
@@ -211,16 +297,28 @@ struct Machine {
         const double d = g[o], u = a.at[x], v = b.at[y];
         if (d == 0) return;
         switch (op) {
-          case ADD: ga[x] += d, gb[y] += d; break;
-          case SUB: ga[x] += d, gb[y] -= d; break;
-          case MUL: ga[x] += d * v, gb[y] += d * u; break;
-          case DIV: ga[x] += d / v, gb[y] -= d * out.at[o] / v; break;
+          case ADD:
+            ga[x] += d, gb[y] += d;
+            break;
+          case SUB:
+            ga[x] += d, gb[y] -= d;
+            break;
+          case MUL:
+            ga[x] += d * v, gb[y] += d * u;
+            break;
+          case DIV:
+            ga[x] += d / v, gb[y] -= d * out.at[o] / v;
+            break;
           case POW:
             ga[x] += d * v * std::pow(u, v - 1);
             if (u > 0) gb[y] += d * out.at[o] * std::log(u);
             break;
-          case MAXIMUM: (u >= v || u != u ? ga[x] : gb[y]) += d; break;
-          default: (u <= v || u != u ? ga[x] : gb[y]) += d; break;
+          case MAXIMUM:
+            (u >= v || u != u ? ga[x] : gb[y]) += d;
+            break;
+          default:
+            (u <= v || u != u ? ga[x] : gb[y]) += d;
+            break;
         }
       });
     } else {
@@ -247,7 +345,8 @@ void derive(const Evaluation& e, const double* sums, Seed seed, double* coeffici
   for (int64_t i = e.formula.length - 1; i >= 0; --i) m.reverse(i, gradient, coefficient, parameter_grad);
 }
 
-// The sums as far as they follow from the target: what multiplies the terms of a linear formula depends on nothing else.
+// The sums as far as they follow from the target: what multiplies the terms of a linear formula depends on nothing
+// else.
 std::vector<double> known_sums(const Evaluation& e, int threads) {
   std::vector<double> known(size_of(e), 0.0);
   if (e.count_first) {
@@ -300,10 +399,12 @@ int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, 
   return invalid;
 }
 
-double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad, int threads) {
+double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad,
+                        int threads) {
   std::vector<double> coefficient(size_of(e));
   auto seed = [=](int64_t j) {
-    return grad_is_double ? static_cast<const double*>(grad)[j] : static_cast<double>(static_cast<const float*>(grad)[j]);
+    return grad_is_double ? static_cast<const double*>(grad)[j]
+                          : static_cast<double>(static_cast<const float*>(grad)[j]);
   };
   derive(e, e.sums, seed, coefficient.data(), parameter_grad);
   if (e.ahead) {

@@ -12,9 +12,9 @@
 namespace segfuse {
 namespace {
 
-constexpr int64_t CHUNKS = 128;              // enough to balance any number of threads
-constexpr int64_t PARTIAL_BYTES = 1 << 20;   // of all chunks together
-constexpr int64_t SERIAL_ELEMENTS = 1 << 14; // below this a second thread costs more than it brings
+constexpr int64_t CHUNKS = 128;               // enough to balance any number of threads
+constexpr int64_t PARTIAL_BYTES = 1 << 20;    // of all chunks together
+constexpr int64_t SERIAL_ELEMENTS = 1 << 14;  // below this a second thread costs more than it brings
 
 struct Chunks {
   int64_t planes, classes, per_plane, length, row;
@@ -46,7 +46,8 @@ void for_each_chunk(const PixelStats& op, const Kernels& k, const Chunks& chunks
     std::unique_ptr<void, Free> scratch(::operator new(bytes, std::align_val_t{64}));
     for (int64_t i; (i = next()) < total;) {
       const int64_t plane = i / chunks.per_plane, begin = i % chunks.per_plane * chunks.length;
-      body(plane / chunks.classes, plane % chunks.classes, begin, std::min(begin + chunks.length, op.S), i, scratch.get());
+      body(plane / chunks.classes, plane % chunks.classes, begin, std::min(begin + chunks.length, op.S), i,
+           scratch.get());
     }
   });
 }
@@ -58,9 +59,10 @@ int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads) {
   const Chunks chunks(op, k);
   const std::unique_ptr<double[]> partial(new double[std::max<int64_t>(1, chunks.total() * chunks.row)]);
   std::atomic<int64_t> invalid{0};
-  for_each_chunk(op, k, chunks, threads, [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t i, void* scratch) {
-    invalid += k.pass(op, n, c, begin, end, partial.get() + i * chunks.row, scratch);
-  });
+  for_each_chunk(op, k, chunks, threads,
+                 [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t i, void* scratch) {
+                   invalid += k.pass(op, n, c, begin, end, partial.get() + i * chunks.row, scratch);
+                 });
   const int64_t width = chunks.classes == op.C && op.activation != SOFTMAX ? 1 : op.C;  // classes per partial row
   for (int64_t row = 0; row < op.rows; ++row)
     for (int64_t n = 0; n < op.N; ++n)
@@ -76,17 +78,19 @@ int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads) {
 
 void pixel_stats_backward(const PixelStats& op, int threads) {
   const Kernels& k = kernels();
-  for_each_chunk(op, k, Chunks(op, k), threads, [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
-    k.pass(op, n, c, begin, end, nullptr, scratch);
-  });
+  for_each_chunk(op, k, Chunks(op, k), threads,
+                 [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
+                   k.pass(op, n, c, begin, end, nullptr, scratch);
+                 });
 }
 
 int64_t pixel_stats_map(const PixelStats& op, int threads) {
   const Kernels& k = kernels();
   std::atomic<int64_t> invalid{0};
-  for_each_chunk(op, k, Chunks(op, k), threads, [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
-    invalid += k.map(op, n, c, begin, end, scratch);
-  });
+  for_each_chunk(op, k, Chunks(op, k), threads,
+                 [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
+                   invalid += k.map(op, n, c, begin, end, scratch);
+                 });
   return invalid;
 }
 

@@ -147,8 +147,8 @@ struct Target {
 // Classifies the targets `y` of one tile against [0, top], the ignore index and the mask: u becomes m, and y becomes 0
 // where m = 0. `whole`: only whole numbers are allowed.
 template <typename T>
-inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, T top,
-                     bool whole, T* mask_buffer, Target<T>& t) {
+inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, T top, bool whole,
+                     T* mask_buffer, Target<T>& t) {
   T *y = t.y, *u = t.u;
   int outside = 0, soft = 0;
   const bool stored_whole = op.target.dtype >= BOOL;
@@ -189,7 +189,8 @@ inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
 
 // u = m * weight. Returns how many weights are negative.
 template <typename T>
-inline int multiply_weight(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool plain, T* u, T* buffer) {
+inline int multiply_weight(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool plain, T* u,
+                           T* buffer) {
   const T* w = row(op, op.weight, n, c, begin, length, buffer);
   int negative = 0;
   SIMD_SUM(negative) for (int64_t i = 0; i < length; ++i) negative += w[i] < T(0);
@@ -232,7 +233,10 @@ inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u
   };
   total(PRED2, [=](int64_t i) { return weight(i) * p[i] * p[i]; });
   total(TP2, [=](int64_t i) { return weight(i) * p[i] * p[i] * y[i]; });
-  total(L1, [=](int64_t i) { const T d = p[i] - y[i]; return weight(i) * (d < T(0) ? -d : d); });
+  total(L1, [=](int64_t i) {
+    const T d = p[i] - y[i];
+    return weight(i) * (d < T(0) ? -d : d);
+  });
   total(SQ_TRUE, [=](int64_t i) { return weight(i) * y[i] * (p[i] - y[i]) * (p[i] - y[i]); });
   total(SQ_FALSE, [=](int64_t i) { return weight(i) * (T(1) - y[i]) * (p[i] - y[i]) * (p[i] - y[i]); });
   for (int k = 0; k < op.terms; ++k) {
@@ -329,7 +333,8 @@ inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, co
   }
 }
 
-// ---------------------------------------------------------------------------------------------------- functions of log p
+// ---------------------------------------------------------------------------------------------------- functions of log
+// p
 
 inline bool logarithmic(int kind) { return kind == FOCAL || kind == FOCAL_ALL || kind == POWER; }
 
@@ -355,12 +360,24 @@ inline T modulate(T q, T minus_log_q, T a) {
 }
 
 // Runs the statements with the compile-time constant E that stands for the exponent.
-#define SEGFUSE_WITH_EXPONENT(exponent, ...)                          \
-  switch (exponent_of(exponent)) {                                    \
-    case ZERO: { constexpr Exponent E = ZERO; __VA_ARGS__ } break;    \
-    case ONE: { constexpr Exponent E = ONE; __VA_ARGS__ } break;      \
-    case TWO: { constexpr Exponent E = TWO; __VA_ARGS__ } break;      \
-    case GENERAL: { constexpr Exponent E = GENERAL; __VA_ARGS__ } break; \
+#define SEGFUSE_WITH_EXPONENT(exponent, ...) \
+  switch (exponent_of(exponent)) {           \
+    case ZERO: {                             \
+      constexpr Exponent E = ZERO;           \
+      __VA_ARGS__                            \
+    } break;                                 \
+    case ONE: {                              \
+      constexpr Exponent E = ONE;            \
+      __VA_ARGS__                            \
+    } break;                                 \
+    case TWO: {                              \
+      constexpr Exponent E = TWO;            \
+      __VA_ARGS__                            \
+    } break;                                 \
+    case GENERAL: {                          \
+      constexpr Exponent E = GENERAL;        \
+      __VA_ARGS__                            \
+    } break;                                 \
   }
 
 // f = (1-p)^a l, and df/dz for the sigmoid, where l = -log p, q = 1 - p, lq = -log q:  -(q^a)(q + a p l).
@@ -379,16 +396,17 @@ inline T focal_slope_p(T p, T q, T l, T lq, T a) {
   return E == ZERO ? first : first - (q > T(0) ? a * exp_(-(a - T(1)) * lq) * l : T(0));
 }
 
-// ---------------------------------------------------------------------------------------------------- one element at a time
+// ---------------------------------------------------------------------------------------------------- one element at a
+// time
 
 constexpr int64_t TILE = 512;
 
 template <typename T>
 struct Element {  // scratch of one thread
   T x[TILE], y[TILE], u[TILE], w[TILE], keep[TILE];
-  T p[TILE], d[TILE];                // p and p (1 - p)
-  T q[TILE], l[TILE], lq[TILE];      // hard y: of the side that y is on, 1 - p_t, -log p_t and -log(1 - p_t)
-  T r[TILE], lp[TILE], lr[TILE];     // both sides: 1 - p, -log p, -log(1 - p)
+  T p[TILE], d[TILE];             // p and p (1 - p)
+  T q[TILE], l[TILE], lq[TILE];   // hard y: of the side that y is on, 1 - p_t, -log p_t and -log(1 - p_t)
+  T r[TILE], lp[TILE], lr[TILE];  // both sides: 1 - p, -log p, -log(1 - p)
   T f[TILE], g[TILE];
 };
 
@@ -402,7 +420,8 @@ struct ElementTile {
 
 // Loads the target (and with it what is valid) of one tile of one class.
 template <typename T>
-inline Target<T> element_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, Element<T>& s) {
+inline Target<T> element_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length,
+                                Element<T>& s) {
   Target<T> t;
   t.y = s.y;
   t.u = s.u;
@@ -426,8 +445,8 @@ inline Target<T> element_target(const PixelStats& op, int64_t n, int64_t c, int6
 
 // Targets and weights of one tile.
 template <typename T>
-inline void element_load_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, Element<T>& s,
-                                ElementTile<T>& tile) {
+inline void element_load_target(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length,
+                                Element<T>& s, ElementTile<T>& tile) {
   tile.t = element_target(op, n, c, begin, length, s);
   tile.weighted = !tile.t.plain || op.weight.data != nullptr;
   if (!tile.t.plain) {
@@ -538,7 +557,8 @@ inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t leng
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
         const T one = all ? T(1) : y[i], zero = all ? T(1) : T(1) - y[i];
-        const T f_one = weight(i) * one * focal<E>(r[i], lp[i], lr[i], a), f_zero = weight(i) * zero * focal<E>(p[i], lr[i], lp[i], a);
+        const T f_one = weight(i) * one * focal<E>(r[i], lp[i], lr[i], a),
+                f_zero = weight(i) * zero * focal<E>(p[i], lr[i], lp[i], a);
         pos += one > T(0) ? f_one : T(0) * p[i];
         neg += zero > T(0) ? f_zero : T(0) * p[i];
       }
@@ -550,8 +570,8 @@ inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t leng
 
 // Adds d(coefficient . term) / dz (for probabilities: / dp) to f, without the weight.
 template <typename T, typename Coefficient>
-inline void term_gradient(const PixelStats& op, const Term& term, const ElementTile<T>& tile, int64_t length, Element<T>& s,
-                          Coefficient coefficient) {
+inline void term_gradient(const PixelStats& op, const Term& term, const ElementTile<T>& tile, int64_t length,
+                          Element<T>& s, Coefficient coefficient) {
   const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y;
   T* f = s.f;
   const T a = static_cast<T>(term.a);
@@ -559,8 +579,8 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
   const bool raw = op.activation == IDENTITY;
   if (tile.own_side && term.kind == FOCAL) {
     SEGFUSE_WITH_EXPONENT(term.a, {
-      SIMD for (int64_t i = 0; i < length; ++i)
-        f[i] += (y[i] > T(0) ? pos : -neg) * focal_slope<E>(T(1) - q[i], q[i], l[i], lq[i], a);
+      SIMD for (int64_t i = 0; i < length; ++i) f[i] +=
+          (y[i] > T(0) ? pos : -neg) * focal_slope<E>(T(1) - q[i], q[i], l[i], lq[i], a);
     })
   } else if (tile.own_side) {
     SIMD for (int64_t i = 0; i < length; ++i) {
@@ -581,7 +601,8 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD for (int64_t i = 0; i < length; ++i) {
         const T one = raw ? focal_slope_p<E>(p[i], r[i], lp[i], lr[i], a) : focal_slope<E>(p[i], r[i], lp[i], lr[i], a);
-        const T zero = raw ? focal_slope_p<E>(r[i], p[i], lr[i], lp[i], a) : focal_slope<E>(r[i], p[i], lr[i], lp[i], a);
+        const T zero =
+            raw ? focal_slope_p<E>(r[i], p[i], lr[i], lp[i], a) : focal_slope<E>(r[i], p[i], lr[i], lp[i], a);
         f[i] += pos * (all ? T(1) : y[i]) * one - neg * (all ? T(1) : T(1) - y[i]) * zero;
       }
     })
@@ -589,7 +610,8 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
 }
 
 template <typename T>
-inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, const Element<T>& s, double* partial) {
+inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, const Element<T>& s,
+                         double* partial) {
   auto sum = [partial](int row) -> double& { return partial[row]; };
   target_sums(op, tile.t, tile.weighted, length, sum);
   if (!wants_probabilities(op)) return;
@@ -609,8 +631,9 @@ inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64
 }
 
 template <typename T, typename Coefficient>
-inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t begin, const ElementTile<T>& tile, int64_t length,
-                             bool logs, const MomentGradient<T>& moments, Coefficient coefficient, Element<T>& s) {
+inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t begin, const ElementTile<T>& tile,
+                             int64_t length, bool logs, const MomentGradient<T>& moments, Coefficient coefficient,
+                             Element<T>& s) {
   T *f = s.f, *g = s.g;
   const T *p = tile.p, *d = s.d, *u = tile.t.u;
   if (logs) {
@@ -641,9 +664,12 @@ inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t
 }
 
 template <typename T>
-int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, double* partial, void* scratch) {
+int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, double* partial,
+                     void* scratch) {
   Element<T>& s = *static_cast<Element<T>*>(scratch);
-  auto coefficient = [&](int row) { return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.N + n) * op.C + c]; };
+  auto coefficient = [&](int row) {
+    return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.N + n) * op.C + c];
+  };
   const MomentGradient<T> moments(op, coefficient);
   const Needs needs(op);
   const bool gradient = op.output.data != nullptr, probabilities = wants_probabilities(op);
@@ -718,18 +744,17 @@ inline int64_t softmax_tile(int64_t C) { return C <= 32 ? 128 : 512; }
 template <typename T>
 struct Softmax {
   int64_t C, tile;
-  T *x_copy, *e, *y, *u_class, *g, *h;             // [C, tile]
-  T *m, *keep, *inverse, *label, *u, *other, *ls;  // [tile]; keep: valid; label: class number, for dense y the largest class
-  T *p, *q, *l, *lq, *w, *dot;                     // [tile]; of the class `label`
-  T* table;                                        // [K, C] coefficients
-  int32_t* index;                                  // [tile] label as a number
-  const T** x;                                     // [C]
+  T *x_copy, *e, *y, *u_class, *g, *h;  // [C, tile]
+  T *m, *keep, *inverse, *label, *u, *other,
+      *ls;                      // [tile]; keep: valid; label: class number, for dense y the largest class
+  T *p, *q, *l, *lq, *w, *dot;  // [tile]; of the class `label`
+  T* table;                     // [K, C] coefficients
+  int32_t* index;               // [tile] label as a number
+  const T** x;                  // [C]
   bool weighted, class_weighted, plain, logs, dense_logs, nonlinear, probabilities;
   int64_t valid, invalid;
 
-  static size_t elements(const PixelStats& op) {
-    return (6 * op.C + 13) * softmax_tile(op.C) + op.rows * op.C;
-  }
+  static size_t elements(const PixelStats& op) { return (6 * op.C + 13) * softmax_tile(op.C) + op.rows * op.C; }
   static size_t bytes(const PixelStats& op) {
     return elements(op) * sizeof(T) + softmax_tile(op.C) * sizeof(int32_t) + op.C * sizeof(T*) + 64;
   }
@@ -755,8 +780,8 @@ struct Softmax {
       dense_logs |= op.term[k].kind == FOCAL_ALL;
       nonlinear |= !logarithmic(op.term[k].kind);
     }
-    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 ||
-                 op.moment[SQ_TRUE] >= 0 || op.moment[SQ_FALSE] >= 0;
+    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 || op.moment[SQ_TRUE] >= 0 ||
+                 op.moment[SQ_FALSE] >= 0;
     probabilities = op.terms > 0 || nonlinear || op.moment[PRED] >= 0 || op.moment[TP] >= 0;
   }
   const T* weight(int64_t c) const { return class_weighted ? u_class + c * tile : u; }
@@ -834,9 +859,11 @@ inline void softmax_load_target(const PixelStats& op, int64_t n, int64_t begin, 
   }
 }
 
-// Exponentials, their sum and the target class's probability. `slope` (for the gradient) additionally sums slope . e into `dot`.
+// Exponentials, their sum and the target class's probability. `slope` (for the gradient) additionally sums slope . e
+// into `dot`.
 template <typename T>
-inline void softmax_load(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s, const T* slope) {
+inline void softmax_load(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s,
+                         const T* slope) {
   T *m = s.m, *other = s.other, *dot = s.dot;
   for (int64_t c = 0; c < s.C; ++c) {
     T* copy = s.x_copy + c * s.tile;
@@ -965,148 +992,149 @@ inline void dense_cross_entropy(const Softmax<T>& s, int64_t length, T* out) {
   SIMD for (int64_t i = 0; i < length; ++i) out[i] = T(0);
   for (int64_t c = 0; c < s.C; ++c) {
     const T *y = s.y + c * s.tile, *x = s.x[c];
-    SIMD for (int64_t i = 0; i < length; ++i) out[i] += y[i] > T(0) ? y[i] * ((s.m[i] - x[i]) + s.ls[i]) : T(0) * s.ls[i];
+    SIMD for (int64_t i = 0; i < length; ++i) out[i] +=
+        y[i] > T(0) ? y[i] * ((s.m[i] - x[i]) + s.ls[i]) : T(0) * s.ls[i];
   }
 }
 
 template <typename T>
 inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, double* partial) {
-    const int64_t C = s.C;
-    const int* row = op.moment;
-    const T *inverse = s.inverse, *u = s.u;
-    const int32_t* index = s.index;
+  const int64_t C = s.C;
+  const int* row = op.moment;
+  const T *inverse = s.inverse, *u = s.u;
+  const int32_t* index = s.index;
 
-    // Adds value(i) to row `k` at the class of every pixel. Few classes: one sweep each, since adding up through an index
-    // waits for the previous pixel of the class.
-    auto scatter = [&](int k, auto value) {
-      if (k < 0) return;
-      double* to = partial + k * C;
-      if (C > 64) {
-        for (int64_t i = 0; i < length; ++i) to[index[i]] += value(i);
-        return;
-      }
-      const T* label = s.label;
-      for (int64_t c = 0; c < C; ++c) {
-        const T own = static_cast<T>(c);
-        T sum = 0;
-        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
-          const T v = value(i);
-          sum += label[i] == own ? v : T(0);
-        }
-        to[c] += sum;
-      }
-    };
-    auto scatter_weighted = [&](int k, const T* value) {
-      if (k < 0) return;
-      if (!s.weighted) return scatter(k, [=](int64_t i) { return value[i]; });
-      T* product = s.g;
-      if (s.class_weighted) {
-        for (int64_t i = 0; i < length; ++i) product[i] = value[i] * s.u_class[index[i] * s.tile + i];
-      } else {
-        SIMD for (int64_t i = 0; i < length; ++i) product[i] = value[i] * u[i];
-      }
-      scatter(k, [=](int64_t i) { return product[i]; });
-    };
-
-    if (op.index_target && !s.nonlinear) {
-      if (row[PRED] >= 0) {
-        T* scaled = s.dot;
-        SIMD for (int64_t i = 0; i < length; ++i) scaled[i] = s.weighted && !s.class_weighted ? inverse[i] * u[i] : inverse[i];
-        for (int64_t c = 0; c < C; ++c) {
-          const T *e = s.e + c * s.tile, *own = s.u_class + c * s.tile;
-          T sum = 0;
-          if (s.class_weighted) {
-            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i] * own[i];
-          } else {
-            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i];
-          }
-          partial[row[PRED] * C + c] += sum;
-        }
-      }
-      scatter_weighted(row[TP], s.p);
+  // Adds value(i) to row `k` at the class of every pixel. Few classes: one sweep each, since adding up through an index
+  // waits for the previous pixel of the class.
+  auto scatter = [&](int k, auto value) {
+    if (k < 0) return;
+    double* to = partial + k * C;
+    if (C > 64) {
+      for (int64_t i = 0; i < length; ++i) to[index[i]] += value(i);
+      return;
     }
-    if (s.nonlinear && s.probabilities) {
-      T* p = s.h;
-      for (int64_t c = 0; c < C; ++c) {
-        const T* e = s.e + c * s.tile;
-        SIMD for (int64_t i = 0; i < length; ++i) p[i] = e[i] * inverse[i];
-        const T* y = class_target(op, s, c, length, s.dot);
-        auto sum = [=](int k) -> double& { return partial[k * C + c]; };
-        if (s.weighted) {
-          moment_sums<true>(op, p, y, s.weight(c), length, sum);
-        } else {
-          moment_sums<false>(op, p, y, u, length, sum);
-        }
+    const T* label = s.label;
+    for (int64_t c = 0; c < C; ++c) {
+      const T own = static_cast<T>(c);
+      T sum = 0;
+      SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+        const T v = value(i);
+        sum += label[i] == own ? v : T(0);
       }
+      to[c] += sum;
     }
-
-    if (op.index_target) {
-      T* one = s.w;
-      SIMD for (int64_t i = 0; i < length; ++i) one[i] = s.plain ? T(1) : s.keep[i];
-      scatter(row[TRUE_COUNT], [=](int64_t i) { return one[i]; });
-      scatter_weighted(row[TRUE], one);
-      scatter_weighted(row[TRUE2], one);
+  };
+  auto scatter_weighted = [&](int k, const T* value) {
+    if (k < 0) return;
+    if (!s.weighted) return scatter(k, [=](int64_t i) { return value[i]; });
+    T* product = s.g;
+    if (s.class_weighted) {
+      for (int64_t i = 0; i < length; ++i) product[i] = value[i] * s.u_class[index[i] * s.tile + i];
     } else {
+      SIMD for (int64_t i = 0; i < length; ++i) product[i] = value[i] * u[i];
+    }
+    scatter(k, [=](int64_t i) { return product[i]; });
+  };
+
+  if (op.index_target && !s.nonlinear) {
+    if (row[PRED] >= 0) {
+      T* scaled = s.dot;
+      SIMD for (int64_t i = 0; i < length; ++i) scaled[i] =
+          s.weighted && !s.class_weighted ? inverse[i] * u[i] : inverse[i];
       for (int64_t c = 0; c < C; ++c) {
-        Target<T> t;
-        t.y = s.y + c * s.tile;
-        t.u = const_cast<T*>(s.weight(c));
-        t.valid = 0;  // counted below
-        auto sum = [=](int k) -> double& { return partial[k * C + c]; };
-        target_sums(op, t, s.weighted, length, sum);
+        const T *e = s.e + c * s.tile, *own = s.u_class + c * s.tile;
+        T sum = 0;
+        if (s.class_weighted) {
+          SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i] * own[i];
+        } else {
+          SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += e[i] * scaled[i];
+        }
+        partial[row[PRED] * C + c] += sum;
       }
+    }
+    scatter_weighted(row[TP], s.p);
+  }
+  if (s.nonlinear && s.probabilities) {
+    T* p = s.h;
+    for (int64_t c = 0; c < C; ++c) {
+      const T* e = s.e + c * s.tile;
+      SIMD for (int64_t i = 0; i < length; ++i) p[i] = e[i] * inverse[i];
+      const T* y = class_target(op, s, c, length, s.dot);
+      auto sum = [=](int k) -> double& { return partial[k * C + c]; };
+      if (s.weighted) {
+        moment_sums<true>(op, p, y, s.weight(c), length, sum);
+      } else {
+        moment_sums<false>(op, p, y, u, length, sum);
+      }
+    }
+  }
+
+  if (op.index_target) {
+    T* one = s.w;
+    SIMD for (int64_t i = 0; i < length; ++i) one[i] = s.plain ? T(1) : s.keep[i];
+    scatter(row[TRUE_COUNT], [=](int64_t i) { return one[i]; });
+    scatter_weighted(row[TRUE], one);
+    scatter_weighted(row[TRUE2], one);
+  } else {
+    for (int64_t c = 0; c < C; ++c) {
+      Target<T> t;
+      t.y = s.y + c * s.tile;
+      t.u = const_cast<T*>(s.weight(c));
+      t.valid = 0;  // counted below
+      auto sum = [=](int k) -> double& { return partial[k * C + c]; };
+      target_sums(op, t, s.weighted, length, sum);
+    }
+  }
+  for (int64_t c = 0; c < C; ++c) {
+    if (row[COUNT] >= 0) partial[row[COUNT] * C + c] += static_cast<double>(s.valid);
+    if (row[WEIGHT] < 0 || (!op.index_target && s.weighted)) continue;
+    T sum = static_cast<T>(s.valid);
+    if (s.weighted) {
+      const T* own = s.weight(c);
+      sum = 0;
+      SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += own[i];
+    }
+    partial[row[WEIGHT] * C + c] += sum;
+  }
+
+  for (int k = 0; s.logs && k < op.terms; ++k) {
+    const Term& term = op.term[k];
+    const T a = static_cast<T>(term.a);
+    if (!logarithmic(term.kind)) continue;
+    if (op.index_target && term.kind != FOCAL_ALL) {
+      T* f = s.w;
+      if (term.kind == POWER) {
+        SIMD for (int64_t i = 0; i < length; ++i) f[i] = pow_(s.l[i], a);
+      } else {
+        SEGFUSE_WITH_EXPONENT(
+            term.a, { SIMD for (int64_t i = 0; i < length; ++i) f[i] = focal<E>(s.q[i], s.l[i], s.lq[i], a); })
+      }
+      scatter_weighted(term.row, f);
+      continue;
+    }
+    T* whole = s.w;
+    if (term.kind == POWER) {
+      dense_cross_entropy(s, length, whole);
+      SIMD for (int64_t i = 0; i < length; ++i) whole[i] = pow_(whole[i], a);
     }
     for (int64_t c = 0; c < C; ++c) {
-      if (row[COUNT] >= 0) partial[row[COUNT] * C + c] += static_cast<double>(s.valid);
-      if (row[WEIGHT] < 0 || (!op.index_target && s.weighted)) continue;
-      T sum = static_cast<T>(s.valid);
-      if (s.weighted) {
-        const T* own = s.weight(c);
-        sum = 0;
-        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += own[i];
-      }
-      partial[row[WEIGHT] * C + c] += sum;
-    }
-
-    for (int k = 0; s.logs && k < op.terms; ++k) {
-      const Term& term = op.term[k];
-      const T a = static_cast<T>(term.a);
-      if (!logarithmic(term.kind)) continue;
-      if (op.index_target && term.kind != FOCAL_ALL) {
-        T* f = s.w;
-        if (term.kind == POWER) {
-          SIMD for (int64_t i = 0; i < length; ++i) f[i] = pow_(s.l[i], a);
-        } else {
-          SEGFUSE_WITH_EXPONENT(term.a, {
-            SIMD for (int64_t i = 0; i < length; ++i) f[i] = focal<E>(s.q[i], s.l[i], s.lq[i], a);
-          })
-        }
-        scatter_weighted(term.row, f);
-        continue;
-      }
-      T* whole = s.w;
+      const T *y = s.y + c * s.tile, *own = s.weight(c);
+      const bool all = term.kind == FOCAL_ALL;
+      T sum = 0;
       if (term.kind == POWER) {
-        dense_cross_entropy(s, length, whole);
-        SIMD for (int64_t i = 0; i < length; ++i) whole[i] = pow_(whole[i], a);
+        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += (s.weighted ? own[i] : T(1)) * y[i] * whole[i];
+      } else {
+        SEGFUSE_WITH_EXPONENT(term.a, {
+          SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+            const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
+            const T factor = all ? T(1) : y[i];
+            sum += factor > T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
+          }
+        })
       }
-      for (int64_t c = 0; c < C; ++c) {
-        const T *y = s.y + c * s.tile, *own = s.weight(c);
-        const bool all = term.kind == FOCAL_ALL;
-        T sum = 0;
-        if (term.kind == POWER) {
-          SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += (s.weighted ? own[i] : T(1)) * y[i] * whole[i];
-        } else {
-          SEGFUSE_WITH_EXPONENT(term.a, {
-            SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
-              const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
-              const T factor = all ? T(1) : y[i];
-              sum += factor > T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
-            }
-          })
-        }
-        partial[term.row * C + c] += sum;
-      }
+      partial[term.row * C + c] += sum;
     }
+  }
 }
 
 // d l / d(-log p) of (1-p)^a (-log p) under softmax: q^a (1 + a p l / q), l / q -> 1 as q -> 0
@@ -1119,155 +1147,158 @@ inline T softmax_slope(T p, T q, T l, T lq, T a) {
 
 template <typename T>
 inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s, bool fast) {
-    const int64_t C = s.C;
-    const T* table = s.table;
-    const bool region = op.moment[PRED] >= 0 || op.moment[TP] >= 0 || s.nonlinear;
-    const T* pred = op.moment[PRED] >= 0 ? table + op.moment[PRED] * C : nullptr;
-    const T* tp = op.moment[TP] >= 0 ? table + op.moment[TP] * C : nullptr;
-    const T *inverse = s.inverse, *u = s.u, *p = s.p;
-    const int32_t* index = s.index;
-    T *w = s.w, *dot = s.dot;
+  const int64_t C = s.C;
+  const T* table = s.table;
+  const bool region = op.moment[PRED] >= 0 || op.moment[TP] >= 0 || s.nonlinear;
+  const T* pred = op.moment[PRED] >= 0 ? table + op.moment[PRED] * C : nullptr;
+  const T* tp = op.moment[TP] >= 0 ? table + op.moment[TP] * C : nullptr;
+  const T *inverse = s.inverse, *u = s.u, *p = s.p;
+  const int32_t* index = s.index;
+  T *w = s.w, *dot = s.dot;
 
-    // 1. index labels: w = weight times d loss / d(-log p) of the target class
-    SIMD for (int64_t i = 0; i < length; ++i) w[i] = T(0);
-    for (int k = 0; s.logs && op.index_target && k < op.terms; ++k) {
-      const Term& term = op.term[k];
-      if (!logarithmic(term.kind) || term.kind == FOCAL_ALL) continue;
-      const T a = static_cast<T>(term.a);
-      const T* coefficient = table + term.row * C;
-      T* own = s.g;
-      for (int64_t i = 0; i < length; ++i) own[i] = coefficient[index[i]];
-      if (term.kind == POWER) {
-        SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * (s.l[i] > T(0) ? a * power(s.l[i], a - T(1)) : T(0) * s.l[i]);
-      } else {
-        SEGFUSE_WITH_EXPONENT(term.a, {
-          SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * softmax_slope<E>(s.p[i], s.q[i], s.l[i], s.lq[i], a);
-        })
-      }
+  // 1. index labels: w = weight times d loss / d(-log p) of the target class
+  SIMD for (int64_t i = 0; i < length; ++i) w[i] = T(0);
+  for (int k = 0; s.logs && op.index_target && k < op.terms; ++k) {
+    const Term& term = op.term[k];
+    if (!logarithmic(term.kind) || term.kind == FOCAL_ALL) continue;
+    const T a = static_cast<T>(term.a);
+    const T* coefficient = table + term.row * C;
+    T* own = s.g;
+    for (int64_t i = 0; i < length; ++i) own[i] = coefficient[index[i]];
+    if (term.kind == POWER) {
+      SIMD for (int64_t i = 0; i < length; ++i) w[i] +=
+          own[i] * (s.l[i] > T(0) ? a * power(s.l[i], a - T(1)) : T(0) * s.l[i]);
+    } else {
+      SEGFUSE_WITH_EXPONENT(term.a, {
+        SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * softmax_slope<E>(s.p[i], s.q[i], s.l[i], s.lq[i], a);
+      })
     }
-    if (s.class_weighted) {
-      for (int64_t i = 0; i < length; ++i) w[i] *= s.u_class[index[i] * s.tile + i];
-    } else if (s.weighted) {
-      SIMD for (int64_t i = 0; i < length; ++i) w[i] *= u[i];
-    }
+  }
+  if (s.class_weighted) {
+    for (int64_t i = 0; i < length; ++i) w[i] *= s.u_class[index[i] * s.tile + i];
+  } else if (s.weighted) {
+    SIMD for (int64_t i = 0; i < length; ++i) w[i] *= u[i];
+  }
 
-    if (fast) {
-      // 2a. out_k = p_k (u A_k + w - dot); the target class gets the value that does not cancel
-      T *at_label = s.g, *base = s.other;
-      if (tp != nullptr) {
-        for (int64_t i = 0; i < length; ++i) at_label[i] = tp[index[i]];
-      } else {
-        SIMD for (int64_t i = 0; i < length; ++i) at_label[i] = T(0);
-      }
-      T* own = s.g + s.tile;
-      for (int64_t i = 0; i < length; ++i) own[i] = pred == nullptr ? T(0) : pred[index[i]];
-      const bool logs = s.logs, weighted = s.weighted;
-      SIMD for (int64_t i = 0; i < length; ++i) {
-        const T weight = weighted ? u[i] : T(1);
-        const T d = weight * (dot[i] * inverse[i] + at_label[i] * p[i]);
-        base[i] = (w[i] - d) * inverse[i];
-        at_label[i] = p[i] * (weight * (own[i] + at_label[i]) - d) - (logs ? w[i] * s.q[i] : T(0));
-        dot[i] = weight * inverse[i];
-      }
-      for (int64_t c = 0; c < C; ++c) {
-        const T* e = s.e + c * s.tile;
-        const T mine = static_cast<T>(c), a = pred == nullptr ? T(0) : pred[c];
-        T* out = row_out(op, n, c, begin, s.x_copy);
-        const T* label = s.label;
-        SIMD for (int64_t i = 0; i < length; ++i) {
-          const T other = e[i] * (dot[i] * a + base[i]);
-          out[i] = label[i] == mine ? at_label[i] : other;
-        }
-        if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
-      }
-      return;
+  if (fast) {
+    // 2a. out_k = p_k (u A_k + w - dot); the target class gets the value that does not cancel
+    T *at_label = s.g, *base = s.other;
+    if (tp != nullptr) {
+      for (int64_t i = 0; i < length; ++i) at_label[i] = tp[index[i]];
+    } else {
+      SIMD for (int64_t i = 0; i < length; ++i) at_label[i] = T(0);
     }
-
-    // 2b. g = u dL/dp per class and its mean under p; h = u d loss / d(-log p) per class and its sum
-    SIMD for (int64_t i = 0; i < length; ++i) dot[i] = w[i];
-    for (int64_t c = 0; region && c < C; ++c) {
-      T *g = s.g + c * s.tile, *pc = s.h;
-      const T* e = s.e + c * s.tile;
-      SIMD for (int64_t i = 0; i < length; ++i) pc[i] = e[i] * inverse[i];
-      auto coefficient = [=](int k) { return table[k * C + c]; };
-      const MomentGradient<T> moments(op, coefficient);
-      const T* y = class_target(op, s, c, length, s.other);
-      moment_gradient(op, moments, pc, y, length, coefficient, g);
-      if (s.weighted) {
-        const T* own = s.weight(c);
-        SIMD for (int64_t i = 0; i < length; ++i) g[i] *= own[i];
-      }
-      SIMD for (int64_t i = 0; i < length; ++i) dot[i] -= g[i] * pc[i];
+    T* own = s.g + s.tile;
+    for (int64_t i = 0; i < length; ++i) own[i] = pred == nullptr ? T(0) : pred[index[i]];
+    const bool logs = s.logs, weighted = s.weighted;
+    SIMD for (int64_t i = 0; i < length; ++i) {
+      const T weight = weighted ? u[i] : T(1);
+      const T d = weight * (dot[i] * inverse[i] + at_label[i] * p[i]);
+      base[i] = (w[i] - d) * inverse[i];
+      at_label[i] = p[i] * (weight * (own[i] + at_label[i]) - d) - (logs ? w[i] * s.q[i] : T(0));
+      dot[i] = weight * inverse[i];
     }
-    if (s.dense_logs) {
-      for (int64_t c = 0; c < C; ++c) {
-        T* h = s.h + c * s.tile;
-        SIMD for (int64_t i = 0; i < length; ++i) h[i] = T(0);
-      }
-      for (int k = 0; k < op.terms; ++k) {
-        const Term& term = op.term[k];
-        const T a = static_cast<T>(term.a);
-        if (!logarithmic(term.kind) || (op.index_target && term.kind != FOCAL_ALL)) continue;
-        const T* coefficient = table + term.row * C;
-        if (term.kind == POWER) {
-          T *whole = s.other, *slope = s.p;
-          dense_cross_entropy(s, length, whole);
-          SIMD for (int64_t i = 0; i < length; ++i) slope[i] = T(0);
-          for (int64_t c = 0; c < C; ++c) {
-            const T* y = s.y + c * s.tile;
-            SIMD for (int64_t i = 0; i < length; ++i) slope[i] += coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
-          }
-          SIMD for (int64_t i = 0; i < length; ++i)
-            slope[i] *= whole[i] > T(0) ? a * power(whole[i], a - T(1)) : T(0) * whole[i];
-          for (int64_t c = 0; c < C; ++c) {
-            const T* y = s.y + c * s.tile;
-            T* h = s.h + c * s.tile;
-            SIMD for (int64_t i = 0; i < length; ++i) h[i] += slope[i] * y[i];
-          }
-          continue;
-        }
-        const bool all = term.kind == FOCAL_ALL;
-        for (int64_t c = 0; c < C; ++c) {
-          const T *y = s.y + c * s.tile, *own = s.weight(c);
-          T* h = s.h + c * s.tile;
-          const T scale = coefficient[c];
-          SEGFUSE_WITH_EXPONENT(term.a, {
-            SIMD for (int64_t i = 0; i < length; ++i) {
-              const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
-              const T slope = softmax_slope<E>(v.p, v.q, v.l, v.lq, a);
-              h[i] += scale * (all ? T(1) : y[i]) * slope * (s.weighted ? own[i] : T(1));
-            }
-          })
-        }
-      }
-      for (int64_t c = 0; c < C; ++c) {
-        const T* h = s.h + c * s.tile;
-        SIMD for (int64_t i = 0; i < length; ++i) dot[i] += h[i];
-      }
-    }
-    // 3. with h_k including w at the label, and q = 1 - p:  out_k = p_k (g_k - sum g p) + p_k (sum h - h_k) - q_k h_k.
-    //    `dot` is w + sum h - sum g p; nothing here is a difference of large numbers.
-    const bool index_logs = s.logs && op.index_target;
     for (int64_t c = 0; c < C; ++c) {
-      const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label, *q = s.q;
-      const T mine = static_cast<T>(c);
+      const T* e = s.e + c * s.tile;
+      const T mine = static_cast<T>(c), a = pred == nullptr ? T(0) : pred[c];
       T* out = row_out(op, n, c, begin, s.x_copy);
-      if (!s.logs) {
-        SIMD for (int64_t i = 0; i < length; ++i) out[i] = e[i] * inverse[i] * (g[i] + dot[i]);
-      } else {
-        SIMD for (int64_t i = 0; i < length; ++i) {
-          const bool here = label[i] == mine;
-          const T pc = e[i] * inverse[i];
-          const T own = (s.dense_logs ? h[i] : T(0)) + (index_logs && here ? w[i] : T(0));
-          out[i] = pc * ((region ? g[i] : T(0)) + (dot[i] - own)) - own * (here ? q[i] : T(1) - pc);
-        }
+      const T* label = s.label;
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const T other = e[i] * (dot[i] * a + base[i]);
+        out[i] = label[i] == mine ? at_label[i] : other;
       }
       if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
     }
+    return;
+  }
+
+  // 2b. g = u dL/dp per class and its mean under p; h = u d loss / d(-log p) per class and its sum
+  SIMD for (int64_t i = 0; i < length; ++i) dot[i] = w[i];
+  for (int64_t c = 0; region && c < C; ++c) {
+    T *g = s.g + c * s.tile, *pc = s.h;
+    const T* e = s.e + c * s.tile;
+    SIMD for (int64_t i = 0; i < length; ++i) pc[i] = e[i] * inverse[i];
+    auto coefficient = [=](int k) { return table[k * C + c]; };
+    const MomentGradient<T> moments(op, coefficient);
+    const T* y = class_target(op, s, c, length, s.other);
+    moment_gradient(op, moments, pc, y, length, coefficient, g);
+    if (s.weighted) {
+      const T* own = s.weight(c);
+      SIMD for (int64_t i = 0; i < length; ++i) g[i] *= own[i];
+    }
+    SIMD for (int64_t i = 0; i < length; ++i) dot[i] -= g[i] * pc[i];
+  }
+  if (s.dense_logs) {
+    for (int64_t c = 0; c < C; ++c) {
+      T* h = s.h + c * s.tile;
+      SIMD for (int64_t i = 0; i < length; ++i) h[i] = T(0);
+    }
+    for (int k = 0; k < op.terms; ++k) {
+      const Term& term = op.term[k];
+      const T a = static_cast<T>(term.a);
+      if (!logarithmic(term.kind) || (op.index_target && term.kind != FOCAL_ALL)) continue;
+      const T* coefficient = table + term.row * C;
+      if (term.kind == POWER) {
+        T *whole = s.other, *slope = s.p;
+        dense_cross_entropy(s, length, whole);
+        SIMD for (int64_t i = 0; i < length; ++i) slope[i] = T(0);
+        for (int64_t c = 0; c < C; ++c) {
+          const T* y = s.y + c * s.tile;
+          SIMD for (int64_t i = 0; i < length; ++i) slope[i] +=
+              coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
+        }
+        SIMD for (int64_t i = 0; i < length; ++i) slope[i] *=
+            whole[i] > T(0) ? a * power(whole[i], a - T(1)) : T(0) * whole[i];
+        for (int64_t c = 0; c < C; ++c) {
+          const T* y = s.y + c * s.tile;
+          T* h = s.h + c * s.tile;
+          SIMD for (int64_t i = 0; i < length; ++i) h[i] += slope[i] * y[i];
+        }
+        continue;
+      }
+      const bool all = term.kind == FOCAL_ALL;
+      for (int64_t c = 0; c < C; ++c) {
+        const T *y = s.y + c * s.tile, *own = s.weight(c);
+        T* h = s.h + c * s.tile;
+        const T scale = coefficient[c];
+        SEGFUSE_WITH_EXPONENT(term.a, {
+          SIMD for (int64_t i = 0; i < length; ++i) {
+            const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
+            const T slope = softmax_slope<E>(v.p, v.q, v.l, v.lq, a);
+            h[i] += scale * (all ? T(1) : y[i]) * slope * (s.weighted ? own[i] : T(1));
+          }
+        })
+      }
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      const T* h = s.h + c * s.tile;
+      SIMD for (int64_t i = 0; i < length; ++i) dot[i] += h[i];
+    }
+  }
+  // 3. with h_k including w at the label, and q = 1 - p:  out_k = p_k (g_k - sum g p) + p_k (sum h - h_k) - q_k h_k.
+  //    `dot` is w + sum h - sum g p; nothing here is a difference of large numbers.
+  const bool index_logs = s.logs && op.index_target;
+  for (int64_t c = 0; c < C; ++c) {
+    const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label, *q = s.q;
+    const T mine = static_cast<T>(c);
+    T* out = row_out(op, n, c, begin, s.x_copy);
+    if (!s.logs) {
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = e[i] * inverse[i] * (g[i] + dot[i]);
+    } else {
+      SIMD for (int64_t i = 0; i < length; ++i) {
+        const bool here = label[i] == mine;
+        const T pc = e[i] * inverse[i];
+        const T own = (s.dense_logs ? h[i] : T(0)) + (index_logs && here ? w[i] : T(0));
+        out[i] = pc * ((region ? g[i] : T(0)) + (dot[i] - own)) - own * (here ? q[i] : T(1) - pc);
+      }
+    }
+    if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);
+  }
 }
 
 template <typename T>
-int64_t softmax_pass(const PixelStats& op, int64_t n, int64_t, int64_t begin, int64_t end, double* partial, void* scratch) {
+int64_t softmax_pass(const PixelStats& op, int64_t n, int64_t, int64_t begin, int64_t end, double* partial,
+                     void* scratch) {
   Softmax<T> s(op, scratch);
   const int64_t C = s.C;
   const bool gradient = op.output.data != nullptr;
@@ -1346,7 +1377,7 @@ int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int
 
 inline bool wide(const PixelStats& op) { return op.input.dtype == F64; }
 
-#define SEGFUSE_PICK(name, ...)                                                               \
+#define SEGFUSE_PICK(name, ...)                                                                                     \
   (op.activation == SOFTMAX ? (wide(op) ? softmax_##name<double>(__VA_ARGS__) : softmax_##name<float>(__VA_ARGS__)) \
                             : (wide(op) ? element_##name<double>(__VA_ARGS__) : element_##name<float>(__VA_ARGS__)))
 
