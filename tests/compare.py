@@ -23,11 +23,11 @@ def evaluate(loss: Any, x: Tensor, y: Tensor, **call: Any) -> tuple[Tensor, Tens
 
 def close(found: Tensor, expected: Tensor | float, tolerance: float) -> None:
     """Equal to ``tolerance`` times the largest expected entry."""
-    expected = torch.as_tensor(expected, dtype=torch.float64)
+    found, expected = found.detach().double(), torch.as_tensor(expected, dtype=torch.float64).detach()
     assert found.shape == expected.shape, f"{tuple(found.shape)} is not {tuple(expected.shape)}"
     if expected.numel():
         largest = float(expected.abs().max())
-        error = float((found.double() - expected).abs().max())
+        error = float((found - expected).abs().max())
         assert error <= tolerance * largest, f"off by {error:.3g}, largest entry {largest:.6g}"
 
 

@@ -1,0 +1,230 @@
+"""Sums of losses: one pass forward and one backward, whatever the number of terms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import segfuse as sf
+from all_losses import VARIANTS, problem
+from compare import close, evaluate, same
+
+MERGED = {
+    "two": lambda: 0.5 * sf.FocalLoss(gamma=2.0) + sf.DiceLoss(),
+    "three": lambda: sf.CrossEntropyLoss() + 0.3 * sf.TverskyLoss(alpha=0.1, beta=0.9) - 0.2 * sf.JaccardLoss(),
+    "many": lambda: sf.CompoundLoss([(0.1 * i + 0.1, make()) for i, make in enumerate(FUSABLE)]),
+    "combo": sf.ComboLoss,
+    "dice_ce": sf.DiceCELoss,
+    "dice_focal": sf.DiceFocalLoss,
+    "exp_log": sf.ExponentialLogarithmicLoss,
+    "unified_focal": sf.UnifiedFocalLoss,
+    "nested": lambda: 0.5 * (sf.DiceCELoss() + 2 * sf.FocalLoss()) + sf.UnifiedFocalLoss(),
+    "with a parameter": lambda: sf.TLoss() + sf.DiceLoss(squared=True),
+    "own": lambda: sf.RegionLoss(lambda s: 1 - (s.tp + 1) / (s.true + s.fp + 1)) + sf.CrossEntropyLoss(),
+}
+FUSABLE = [
+    sf.CrossEntropyLoss,
+    sf.FocalLoss,
+    lambda: sf.DiceLoss(batch=True),
+    lambda: sf.DiceLoss(squared=True),
+    sf.GeneralizedDiceLoss,
+    sf.TverskyLoss,
+    sf.FocalTverskyLoss,
+    sf.SensitivitySpecificityLoss,
+    sf.MCCLoss,
+    sf.LogCoshDiceLoss,
+    lambda: sf.DiceLoss(soft_label="l1"),
+    lambda: sf.SelfAdjustingDiceLoss(form="set"),
+]
+
+
+@pytest.mark.parametrize("mode", ["binary", "multiclass"])
+@pytest.mark.parametrize("name", MERGED)
+def test_one_call_forward_and_one_backward(calls, name, mode):
+    x, y = problem(mode, dtype=torch.float32)
+    loss = MERGED[name]()
+    value = loss(x.requires_grad_(), y)
+    assert sum(calls.values()) == 1, calls
+    calls.clear()
+    value.backward()
+    assert sum(calls.values()) == 1, calls
+
+
+@pytest.mark.parametrize("mode", ["binary", "multiclass"])
+@pytest.mark.parametrize("name", MERGED)
+def test_terms_cost_no_pass(calls, name, mode):
+    x, y = problem(mode, dtype=torch.float32)
+    loss = MERGED[name]()
+    value, terms = loss(x, y, return_terms=True)
+    assert sum(calls.values()) == 1, calls
+    assert list(terms) == list(loss.terms) and len(terms) > 1
+    for found, term in zip(terms.values(), loss.terms.values(), strict=True):
+        assert not found.requires_grad and found.dtype == value.dtype
+        close(found, term(x, y).detach().double(), 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel", "multiclass"])
+def test_a_sum_is_the_sum(backend, mode):
+    """Of every loss with every other, value and gradient."""
+    x, y = problem(mode)
+    y[0, ..., 0] = -100
+    losses = [variant(mode=mode) for variant in VARIANTS if mode in variant.modes]
+    alone = [evaluate(loss, x, y) for loss in losses]
+    for i in range(len(losses)):
+        j = (i * 7 + 3) % len(losses)
+        value, grad = evaluate(0.3 * losses[i] + 1.7 * losses[j], x, y)
+        close(value, 0.3 * alone[i][0] + 1.7 * alone[j][0], 1e-12)
+        close(grad, 0.3 * alone[i][1] + 1.7 * alone[j][1], 1e-10)
+
+
+def test_operators():
+    x, y = problem("multiclass")
+    dice, focal = sf.DiceLoss()(x, y), sf.FocalLoss()(x, y)
+    for loss, expected in (
+        (sf.DiceLoss() + sf.FocalLoss(), dice + focal),
+        (sf.DiceLoss() - sf.FocalLoss(), dice - focal),
+        (2 * sf.DiceLoss(), 2 * dice),
+        (sf.DiceLoss() * 2, 2 * dice),
+        (sf.DiceLoss() / 4, dice / 4),
+        (-sf.DiceLoss(), -dice),
+        (0.5 * (sf.DiceLoss() + 3 * sf.FocalLoss()) + sf.DiceLoss(), 1.5 * dice + 1.5 * focal),
+        (sum([sf.FocalLoss(), sf.FocalLoss()], start=sf.DiceLoss()), dice + 2 * focal),
+    ):
+        assert isinstance(loss, sf.CompoundLoss)
+        close(loss(x, y), expected, 1e-13)
+
+
+def test_operators_leave_their_operands_alone():
+    dice, focal = sf.DiceLoss(), sf.FocalLoss()
+    both = dice + focal
+    more = 2 * both + dice
+    assert list(both.weights_by_name.values()) == [1.0, 1.0]
+    assert list(more.weights_by_name.values()) == [2.0, 2.0, 1.0]
+
+
+def test_operators_refuse_what_is_no_loss():
+    for wrong in (
+        lambda: sf.DiceLoss() + 1,
+        lambda: sf.DiceLoss() * sf.DiceLoss(),
+        lambda: sf.DiceLoss() * "2",
+        lambda: 1 / sf.DiceLoss(),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+def test_names():
+    """Given ones; else those of the classes, numbered when they repeat."""
+    loss = sf.CompoundLoss({"shape": (0.5, sf.DiceLoss()), "pixels": sf.CrossEntropyLoss()})
+    assert loss.weights_by_name == {"shape": 0.5, "pixels": 1.0}
+    loss = sf.CompoundLoss([sf.DiceLoss(), (2, sf.DiceLoss(squared=True)), sf.LogCoshDiceLoss()])
+    assert loss.weights_by_name == {"dice": 1.0, "dice_2": 2.0, "log_cosh_dice": 1.0}
+    assert list((sf.DiceLoss() + sf.FocalLoss()).terms) == ["dice", "focal"]
+
+
+def test_a_weight_may_change_between_steps():
+    x, y = problem("multiclass")
+    loss = 0.5 * sf.FocalLoss() + sf.DiceLoss()
+    focal, dice = sf.FocalLoss()(x, y), sf.DiceLoss()(x, y)
+    close(loss(x, y), 0.5 * focal + dice, 1e-13)
+    for weight in (0.25, 0.0, 3.0):
+        loss.weights_by_name["focal"] = weight
+        close(loss(x, y), weight * focal + dice, 1e-13)
+
+
+def test_a_setting_of_a_term_may_change_between_steps():
+    x, y = problem("multiclass")
+    loss = sf.FocalLoss() + sf.DiceLoss()
+    loss(x, y)
+    loss.terms["focal"].gamma = 1.0
+    close(loss(x, y), sf.FocalLoss(gamma=1.0)(x, y) + sf.DiceLoss()(x, y), 1e-13)
+
+
+def test_terms_that_read_the_logits_differently(calls):
+    """Each way of reading them is one pass; the value is that of the sum."""
+    x, y = problem("multiclass")
+    y[0, 0] = -100
+    loss = sf.CompoundLoss(
+        {
+            "dice": (0.5, sf.DiceLoss()),
+            "one_vs_rest": (2.0, sf.FocalLoss(activation="sigmoid")),
+            "iou": (0.7, sf.JaccardLoss()),
+            "other_ignored": (0.3, sf.CrossEntropyLoss(ignore_index=-100, mode="multiclass")),
+        }
+    )
+    value, terms = loss(x, y, return_terms=True)
+    forward = sum(calls.values())
+    assert forward == 3, calls
+    assert list(terms) == ["dice", "one_vs_rest", "iou", "other_ignored"]
+    expected = sum(weight * loss.terms[name](x, y) for name, weight in loss.weights_by_name.items())
+    close(value, expected, 1e-13)
+    for name, term in terms.items():
+        close(term, loss.terms[name](x, y), 1e-13)
+    _, grad = evaluate(loss, x, y)
+    (wanted,) = torch.autograd.grad(
+        sum(w * loss.terms[n](x.requires_grad_(), y) for n, w in loss.weights_by_name.items()), x
+    )
+    close(grad, wanted, 1e-12)
+
+
+def test_top_k_inside_a_sum():
+    """It needs the loss of every pixel, a pass of its own; the rest is still one pass."""
+    x, y = problem("multiclass")
+    loss = 0.5 * sf.TopKCrossEntropyLoss(k=20) + sf.DiceLoss() + 2 * sf.CrossEntropyLoss()
+    value, terms = loss(x, y, return_terms=True)
+    assert list(terms) == ["top_k_cross_entropy", "dice", "cross_entropy"]
+    expected = 0.5 * sf.TopKCrossEntropyLoss(k=20)(x, y) + sf.DiceLoss()(x, y) + 2 * sf.CrossEntropyLoss()(x, y)
+    close(value, expected, 1e-13)
+    close(terms["top_k_cross_entropy"], sf.TopKCrossEntropyLoss(k=20)(x, y), 1e-13)
+    assert "do not share a pass" in sf.explain(loss, x, y)
+    assert torch.autograd.gradcheck(lambda x: loss(x, y), x.requires_grad_())
+
+
+def test_more_pixel_terms_than_a_pass_holds():
+    x, y = problem("binary")
+    losses = [sf.FocalLoss(gamma=0.25 * i) for i in range(11)]
+    value, grad = evaluate(sf.CompoundLoss(losses), x, y)
+    alone = [evaluate(loss, x, y) for loss in losses]
+    close(value, sum(v for v, _ in alone), 1e-13)
+    close(grad, sum(g for _, g in alone), 1e-12)
+
+
+def test_a_sum_of_sums_of_pixels():
+    x, y = problem("multiclass")
+    loss = sf.CrossEntropyLoss(reduction="sum") + sf.DiceLoss(reduction="sum")
+    close(loss(x, y), sf.CrossEntropyLoss(reduction="sum")(x, y) + sf.DiceLoss(reduction="sum")(x, y), 1e-13)
+
+
+def test_parameters_of_terms_are_found():
+    loss = sf.DiceLoss() + 0.5 * sf.TLoss(nu_tilde=0.3)
+    (parameter,) = loss.parameters()
+    x, y = problem("binary")
+    loss(x, y).backward()
+    alone = sf.TLoss(nu_tilde=0.3)
+    alone(x, y).backward()
+    close(parameter.grad, 0.5 * alone.nu_tilde.grad.double(), 1e-6)
+    assert set(loss.state_dict()) == {"terms.t.nu_tilde"}
+
+
+def test_one_loss_in_two_sums():
+    """Sharing a term shares its parameter, and nothing of one sum reaches the other."""
+    x, y = problem("binary")
+    t = sf.TLoss()
+    first, second = t + sf.DiceLoss(), t + sf.JaccardLoss()
+    close(first(x, y) - second(x, y), sf.DiceLoss()(x, y) - sf.JaccardLoss()(x, y), 1e-11)
+    assert next(first.parameters()) is next(second.parameters())
+
+
+def test_explain_names_the_one_pass():
+    x, y = problem("multiclass")
+    text = sf.explain(0.5 * sf.FocalLoss() + sf.DiceLoss(), x, y)
+    assert "multiclass" in text and "softmax" in text and "focal(2)" in text and "tp" in text
+    assert "one pass" in text
+
+
+def test_half_precision_terms_are_float32():
+    x, y = problem("multiclass", dtype=torch.float16)
+    value, terms = (sf.DiceLoss() + sf.FocalLoss())(x, y, return_terms=True)
+    assert value.dtype == torch.float32
+    assert all(term.dtype == torch.float32 for term in terms.values())
+    assert same(value, sum(terms.values())) or abs(value - sum(terms.values())) < 1e-6

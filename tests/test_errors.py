@@ -1,0 +1,408 @@
+"""Bad input raises the documented error, and its text says what was given, what was expected and which call works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import segfuse as sf
+
+X1, X3 = torch.randn(2, 1, 4, 5), torch.randn(2, 3, 4, 5)
+Y1, Y3 = torch.zeros(2, 1, 4, 5, dtype=torch.long), torch.zeros(2, 4, 5, dtype=torch.long)
+
+
+def labels(value: float, dtype: torch.dtype = torch.long, shape: tuple[int, ...] = (2, 4, 5)) -> torch.Tensor:
+    y = torch.zeros(shape, dtype=dtype)
+    y.view(-1)[7] = value
+    return y
+
+
+Case = tuple[Callable[[], Any], type[Exception], tuple[str, ...]]
+#: call, exception, and what its text must hold: given, expected, a call that works
+CALLS: dict[str, Case] = {
+    # shapes
+    "wrong image size": (lambda: sf.DiceLoss()(X3, Y3[:, :3]), ValueError, ("(2, 3, 5)", "(2, 4, 5)", "Try:")),
+    "wrong batch size": (lambda: sf.DiceLoss()(X3, Y3[:1]), ValueError, ("(1, 4, 5)", "(2, 4, 5)", "Try:")),
+    "one-hot with a channel too many": (
+        lambda: sf.DiceLoss()(X3, torch.zeros(2, 4, 4, 5)),
+        ValueError,
+        ("(2, 4, 4, 5)", "(2, 3, 4, 5)", "Try:"),
+    ),
+    "binary target of another size": (
+        lambda: sf.DiceLoss()(X1, torch.zeros(2, 1, 4, 4)),
+        ValueError,
+        ("(2, 1, 4, 4)", "(2, 1, 4, 5)", "Try:"),
+    ),
+    "multilabel with class numbers": (
+        lambda: sf.DiceLoss(mode="multilabel")(X3, Y3),
+        ValueError,
+        ("(2, 4, 5)", "(2, 3, 4, 5)", "Try:"),
+    ),
+    "one-channel multiclass": (
+        lambda: sf.CrossEntropyLoss(mode="multiclass")(X1, Y3),
+        ValueError,
+        ("(2, 1, 4, 5)", "two", "mode='binary'"),
+    ),
+    "binary with three channels": (
+        lambda: sf.DiceLoss(mode="binary")(X3, Y3),
+        ValueError,
+        ("(2, 3, 4, 5)", "(N, 1, *spatial)", "multiclass"),
+    ),
+    "no batch axis": (
+        lambda: sf.DiceLoss()(torch.randn(5), torch.zeros(5)),
+        ValueError,
+        ("(5,)", "(N, C, *spatial)", "Try:"),
+    ),
+    "a number": (
+        lambda: sf.DiceLoss()(torch.tensor(1.0), torch.tensor(1.0)),
+        ValueError,
+        ("()", "(N, C, *spatial)", "Try:"),
+    ),
+    "no channel": (lambda: sf.DiceLoss()(X3[:, :0], Y3), ValueError, ("(2, 0, 4, 5)", "channel", "Try:")),
+    "weight map of another size": (
+        lambda: sf.DiceLoss()(X3, Y3, weight_map=torch.ones(2, 4, 4)),
+        ValueError,
+        ("weight_map", "(2, 4, 4)", "(2, 4, 5)", "Try:"),
+    ),
+    "weight map without batch axis": (
+        lambda: sf.DiceLoss()(X3, Y3, weight_map=torch.ones(4, 5)),
+        ValueError,
+        ("weight_map", "(4, 5)", "(2, 4, 5)", "Try:"),
+    ),
+    "mask of another size": (
+        lambda: sf.DiceLoss()(X3, Y3, mask=torch.ones(2, 5, 5)),
+        ValueError,
+        ("mask", "(2, 5, 5)", "(2, 4, 5)", "Try:"),
+    ),
+    "mask per class of exclusive classes": (
+        lambda: sf.DiceLoss()(X3, Y3, mask=torch.ones(2, 3, 4, 5)),
+        ValueError,
+        ("mask", "(2, 3, 4, 5)", "(2, 4, 5)", "Try:"),
+    ),
+    # values
+    "label 255 in 3 classes": (
+        lambda: sf.CrossEntropyLoss()(X3, labels(255)),
+        ValueError,
+        ("255", "(0, 1, 2)", "0 to 2", "ignore_index=255"),
+    ),
+    "label -1": (lambda: sf.DiceLoss()(X3, labels(-1, torch.int8)), ValueError, ("-1", "0 to 2", "ignore_index=-1")),
+    "label 255 in bytes": (
+        lambda: sf.DiceLoss()(X3, labels(255, torch.uint8)),
+        ValueError,
+        ("255", "0 to 2", "ignore_index=255"),
+    ),
+    "a number of classes": (lambda: sf.FocalLoss()(X3, labels(3)), ValueError, ("3", "0 to 2", "Try:")),
+    "class number 1.5": (lambda: sf.DiceLoss()(X3, labels(1.5, torch.float32)), ValueError, ("1.5", "0 to 2", "Try:")),
+    "class number NaN": (
+        lambda: sf.DiceLoss()(X3, labels(torch.nan, torch.float32)),
+        ValueError,
+        ("nan", "0 to 2", "Try:"),
+    ),
+    "class number inf": (
+        lambda: sf.DiceLoss()(X3, labels(torch.inf, torch.float32)),
+        ValueError,
+        ("inf", "0 to 2", "Try:"),
+    ),
+    "binary label 2": (lambda: sf.DiceLoss()(X1, labels(2, shape=(2, 1, 4, 5))), ValueError, ("2", "0 or 1", "Try:")),
+    "binary label 255": (
+        lambda: sf.DiceLoss()(X1, labels(255, torch.uint8, (2, 1, 4, 5))),
+        ValueError,
+        ("255", "0 or 1", "> 0"),
+    ),
+    "soft label 1.5": (
+        lambda: sf.DiceLoss()(X1, labels(1.5, torch.float32, (2, 1, 4, 5))),
+        ValueError,
+        ("1.5", "0 to 1", "Try:"),
+    ),
+    "soft label NaN": (
+        lambda: sf.DiceLoss()(X1, labels(torch.nan, torch.float32, (2, 1, 4, 5))),
+        ValueError,
+        ("nan", "0 to 1", "Try:"),
+    ),
+    "one-hot of 2": (
+        lambda: sf.DiceLoss()(X3, labels(2, shape=(2, 3, 4, 5))),
+        ValueError,
+        ("2", "0 or 1", "Try:"),
+    ),
+    "label in the loss map": (
+        lambda: sf.CrossEntropyLoss(reduction="none")(X3, labels(255)),
+        ValueError,
+        ("255", "0 to 2", "ignore_index=255"),
+    ),
+    "label of the hardest pixels": (
+        lambda: sf.TopKCrossEntropyLoss()(X3, labels(255)),
+        ValueError,
+        ("255", "0 to 2", "ignore_index=255"),
+    ),
+    "negative weight": (
+        lambda: sf.DiceLoss()(X3, Y3, weight_map=labels(-0.5, torch.float32)),
+        ValueError,
+        ("weight_map", "-0.5", ">= 0", "clamp"),
+    ),
+    "negative weight of a class": (
+        lambda: sf.CrossEntropyLoss()(X3, Y3, weight_map=labels(-0.5, torch.float32, (2, 3, 4, 5))),
+        ValueError,
+        ("weight_map", "-0.5", ">= 0", "clamp"),
+    ),
+    "soft target for the Brosch form": (
+        lambda: sf.SensitivitySpecificityLoss(form="brosch")(X1, torch.full((2, 1, 4, 5), 0.5)),
+        ValueError,
+        ("0.5", "0 or 1", "Try:"),
+    ),
+    "class weights of another length": (
+        lambda: sf.DiceLoss(class_weight=[1.0, 2.0])(X3, Y3),
+        ValueError,
+        ("2", "3 classes", "Try:"),
+    ),
+    "alphas of another length": (
+        lambda: sf.FocalLoss(alpha=[1.0, 2.0])(X3, Y3),
+        ValueError,
+        ("2", "3 classes", "Try:"),
+    ),
+    "betas of another length": (
+        lambda: sf.CrossEntropyLoss(beta=[1.0, 2.0], mode="multilabel")(X3, torch.zeros_like(X3)),
+        ValueError,
+        ("2", "3", "Try:"),
+    ),
+    # dtypes, devices, kinds of tensors
+    "integer logits": (lambda: sf.DiceLoss()(Y1, X1), TypeError, ("torch.int64", "float32", "Try:")),
+    "boolean logits": (lambda: sf.DiceLoss()(X1 > 0, Y1), TypeError, ("torch.bool", "float32", "Try:")),
+    "complex logits": (
+        lambda: sf.DiceLoss()(X1.to(torch.complex64), Y1),
+        TypeError,
+        ("torch.complex64", "float32", "Try:"),
+    ),
+    "complex target": (
+        lambda: sf.DiceLoss()(X1, X1.to(torch.complex64)),
+        TypeError,
+        ("target", "torch.complex64", "Try:"),
+    ),
+    "target of another device": (
+        lambda: sf.DiceLoss()(X3, Y3.to("meta")),
+        ValueError,
+        ("target", "meta", "cpu", ".to(input.device)"),
+    ),
+    "weight map of another device": (
+        lambda: sf.DiceLoss()(X3, Y3, weight_map=torch.ones(2, 4, 5, device="meta")),
+        ValueError,
+        ("weight_map", "meta", "cpu", ".to(input.device)"),
+    ),
+    "mask of another device": (
+        lambda: sf.DiceLoss()(X3, Y3, mask=torch.ones(2, 4, 5, device="meta")),
+        ValueError,
+        ("mask", "meta", "cpu", ".to(input.device)"),
+    ),
+    "numpy target": (
+        lambda: sf.DiceLoss()(X3, Y3.numpy()),
+        TypeError,
+        ("target", "ndarray", "Tensor", "torch.as_tensor"),
+    ),
+    "list of logits": (lambda: sf.DiceLoss()([1.0], Y3), TypeError, ("input", "list", "Tensor", "torch.as_tensor")),
+    "no target": (lambda: sf.DiceLoss()(X3, None), TypeError, ("target", "NoneType", "Tensor", "Try:")),
+    "sparse target": (lambda: sf.DiceLoss()(X1, X1.to_sparse()), TypeError, ("target", "sparse", "dense", "to_dense")),
+    "target with a gradient": (
+        lambda: sf.DiceLoss()(X1, torch.rand(2, 1, 4, 5, requires_grad=True)),
+        ValueError,
+        ("target", "gradient", "detach"),
+    ),
+    "weight map with a gradient": (
+        lambda: sf.DiceLoss()(X3, Y3, weight_map=torch.rand(2, 4, 5, requires_grad=True)),
+        ValueError,
+        ("weight_map", "gradient", "detach"),
+    ),
+    # settings that meet a mode they do not fit
+    "beta of classes": (
+        lambda: sf.CrossEntropyLoss(beta=2.0)(X3, Y3),
+        ValueError,
+        ("beta=2", "multiclass", "class_weight"),
+    ),
+    "auto beta of classes": (
+        lambda: sf.BalancedCrossEntropyLoss()(X3, Y3),
+        ValueError,
+        ("'auto'", "binary", "class_weight='balanced'"),
+    ),
+    # pixel_stats
+    "an unknown sum": (lambda: sf.pixel_stats(X3, Y3, ("tp", "f1")), ValueError, ("f1", "tp", "Try:")),
+    "a name instead of names": (lambda: sf.pixel_stats(X3, Y3, "tp"), ValueError, ("'tp'", "sequence", "Try:")),
+}
+
+SETTINGS: dict[str, Case] = {
+    "reduction": (lambda: sf.DiceLoss(reduction="avg"), ValueError, ("'avg'", "'mean', 'sum', 'none'", "Try:")),
+    "mode": (lambda: sf.DiceLoss(mode="multi"), ValueError, ("'multi'", "'multiclass'", "Try:")),
+    "empty": (lambda: sf.DiceLoss(empty="ignore"), ValueError, ("'ignore'", "'skip'", "Try:")),
+    "average": (lambda: sf.DiceLoss(average="weighted"), ValueError, ("'weighted'", "'macro', 'micro'", "Try:")),
+    "soft_label": (lambda: sf.DiceLoss(soft_label=True), ValueError, ("True", "'product', 'l1'", "Try:")),
+    "normalize": (lambda: sf.FocalLoss(normalize="mean"), ValueError, ("'mean'", "'valid', 'weight', 'numel'", "Try:")),
+    "activation": (lambda: sf.FocalLoss(activation="tanh"), ValueError, ("'tanh'", "'softmax'", "Try:")),
+    "weight": (lambda: sf.GeneralizedDiceLoss(weight="1/Y"), ValueError, ("'1/Y'", "'simple'", "Try:")),
+    "power": (lambda: sf.FocalTverskyLoss(power="before"), ValueError, ("'before'", "'per_group'", "Try:")),
+    "form of sensitivity": (
+        lambda: sf.SensitivitySpecificityLoss(form="x"),
+        ValueError,
+        ("'x'", "'ratio', 'brosch'", "Try:"),
+    ),
+    "form of self-adjusting": (
+        lambda: sf.SelfAdjustingDiceLoss(form="x"),
+        ValueError,
+        ("'x'", "'pixel', 'set'", "Try:"),
+    ),
+    "perfect": (lambda: sf.MCCLoss(perfect="one"), ValueError, ("'one'", "'formula', 'zero'", "Try:")),
+    "beta_scope": (
+        lambda: sf.BalancedCrossEntropyLoss(beta_scope="class"),
+        ValueError,
+        ("'class'", "'sample', 'batch'", "Try:"),
+    ),
+    "class_weight word": (
+        lambda: sf.CrossEntropyLoss(class_weight="inverse"),
+        ValueError,
+        ("'inverse'", "'balanced'", "Try:"),
+    ),
+    "class_weight word elsewhere": (
+        lambda: sf.DiceLoss(class_weight="balanced"),
+        ValueError,
+        ("'balanced'", "class_weight", "Try:"),
+    ),
+    "class_weight word of focal": (
+        lambda: sf.FocalLoss(class_weight="inverse"),
+        ValueError,
+        ("'inverse'", "class_weight", "Try:"),
+    ),
+    "negative class weight": (lambda: sf.DiceLoss(class_weight=[1.0, -1.0]), ValueError, ("-1.0", ">= 0", "Try:")),
+    "no class weight": (lambda: sf.DiceLoss(class_weight=[]), ValueError, ("()", "one per class", "Try:")),
+    "infinite class weight": (lambda: sf.DiceLoss(class_weight=[1.0, torch.inf]), ValueError, ("inf", ">= 0", "Try:")),
+    "all class weights 0": (
+        lambda: sf.DiceLoss(class_weight=[0.0, 0.0]),
+        ValueError,
+        ("(0.0, 0.0)", "not all 0", "Try:"),
+    ),
+    "smooth below 0": (lambda: sf.DiceLoss(smooth=-1.0), ValueError, ("-1.0", ">= 0", "smooth=")),
+    "smooth of three": (lambda: sf.DiceLoss(smooth=(1.0, 2.0, 3.0)), ValueError, ("(1.0, 2.0, 3.0)", "pair", "Try:")),
+    "smooth of words": (lambda: sf.DiceLoss(smooth="1"), ValueError, ("'1'", ">= 0", "Try:")),
+    "two smooths of a pixel form": (
+        lambda: sf.SelfAdjustingDiceLoss(smooth=(1.0, 2.0)),
+        ValueError,
+        ("(1.0, 2.0)", "one smoothing", "Try:"),
+    ),
+    "gamma below 0": (lambda: sf.FocalLoss(gamma=-1), ValueError, ("gamma", "-1", ">= 0", "Try:")),
+    "gamma NaN": (lambda: sf.FocalLoss(gamma=torch.nan), ValueError, ("gamma", "nan", ">= 0", "Try:")),
+    "gamma None": (lambda: sf.FocalLoss(gamma=None), ValueError, ("gamma", "None", ">= 0", "Try:")),
+    "alpha above 1": (lambda: sf.FocalLoss(alpha=2.0), ValueError, ("alpha", "2.0", "0 to 1", "Try:")),
+    "alpha of another word": (lambda: sf.FocalLoss(alpha="none"), ValueError, ("alpha", "'none'", "Try:")),
+    "beta above 1": (lambda: sf.BalancedCrossEntropyLoss(beta=2.0), ValueError, ("beta", "2.0", "0 to 1", "Try:")),
+    "beta of another word": (lambda: sf.BalancedCrossEntropyLoss(beta="half"), ValueError, ("beta", "'half'", "Try:")),
+    "beta below 0": (lambda: sf.CrossEntropyLoss(beta=-1.0), ValueError, ("beta", "-1.0", ">= 0", "Try:")),
+    "beta_clip above 0.5": (
+        lambda: sf.BalancedCrossEntropyLoss(beta_clip=0.6),
+        ValueError,
+        ("beta_clip", "0.6", "0.5", "Try:"),
+    ),
+    "label_smoothing above 1": (
+        lambda: sf.CrossEntropyLoss(label_smoothing=1.5),
+        ValueError,
+        ("1.5", "0 to 1", "Try:"),
+    ),
+    "k of 0": (lambda: sf.TopKCrossEntropyLoss(k=0), ValueError, ("k", "0", "100", "Try:")),
+    "k above 100": (lambda: sf.TopKCrossEntropyLoss(k=101), ValueError, ("k", "101", "100", "Try:")),
+    "alpha of Tversky": (lambda: sf.TverskyLoss(alpha=-0.1), ValueError, ("alpha", "-0.1", ">= 0", "Try:")),
+    "w of sensitivity": (lambda: sf.SensitivitySpecificityLoss(w=1.5), ValueError, ("w", "1.5", "0 to 1", "Try:")),
+    "alpha of Combo": (lambda: sf.ComboLoss(alpha=1.5), ValueError, ("alpha", "1.5", "0 to 1", "Try:")),
+    "lambda of DiceCE": (lambda: sf.DiceCELoss(lambda_ce=-1.0), ValueError, ("lambda_ce", "-1.0", ">= 0", "Try:")),
+    "delta of unified focal": (lambda: sf.UnifiedFocalLoss(delta=1.2), ValueError, ("delta", "1.2", "0 to 1", "Try:")),
+    "ignore_index": (lambda: sf.DiceLoss(ignore_index=None), TypeError, ("None", "int", "ignore_index=-100")),
+    "ignore_index of a float": (lambda: sf.DiceLoss(ignore_index=255.0), TypeError, ("255.0", "int", "Try:")),
+    "none inside a sum": (
+        lambda: sf.DiceLoss(reduction="none") + sf.FocalLoss(),
+        ValueError,
+        ("'none'", "number", "reduction='mean'"),
+    ),
+    "a term that is no loss": (
+        lambda: sf.CompoundLoss([torch.nn.CrossEntropyLoss()]),
+        TypeError,
+        ("CrossEntropyLoss()", "loss or (weight, loss)", "Try:"),
+    ),
+    "a weight that is no number": (
+        lambda: sf.CompoundLoss([("1", sf.DiceLoss())]),
+        TypeError,
+        ("'1'", "loss or (weight, loss)", "Try:"),
+    ),
+    "no term": (lambda: sf.CompoundLoss([]), ValueError, ("at least one", "Try:")),
+    "a formula that cannot be called": (
+        lambda: sf.RegionLoss("dice"),
+        TypeError,
+        ("str", "callable", "RegionLoss(lambda s:"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(backend, name):
+    call, kind, parts = CALLS[name]
+    with pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    missing = [part for part in parts if part not in str(error.value)]
+    assert not missing, f"{missing} not in: {error.value}"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings(name):
+    make, kind, parts = SETTINGS[name]
+    with pytest.raises(kind) as error:
+        make()
+    assert type(error.value) is kind
+    missing = [part for part in parts if part not in str(error.value)]
+    assert not missing, f"{missing} not in: {error.value}"
+
+
+@pytest.mark.parametrize("name", sf.losses.__all__)
+def test_an_unknown_keyword_names_the_loss_and_the_keyword(name):
+    first = {"CompoundLoss": [[sf.DiceLoss()]], "RegionLoss": [lambda s: s.tp]}.get(name, [])
+    with pytest.raises(TypeError, match="gama") as error:
+        getattr(sf, name)(*first, gama=1.0)
+    assert "gama" in str(error.value)
+
+
+@pytest.mark.parametrize("name", sf.losses.__all__)
+def test_settings_are_keywords(name):
+    if name not in ("CompoundLoss", "RegionLoss"):
+        with pytest.raises(TypeError):
+            getattr(sf, name)(0.5)
+
+
+def test_everything_after_the_target_is_a_keyword():
+    with pytest.raises(TypeError):
+        sf.DiceLoss()(X3, Y3, torch.ones(2, 4, 5))
+    with pytest.raises(TypeError):
+        sf.functional.dice_loss(X3, Y3, torch.ones(2, 4, 5))
+
+
+def test_functions_raise_like_modules():
+    with pytest.raises(ValueError, match="'avg'"):
+        sf.functional.dice_loss(X3, Y3, reduction="avg")
+    with pytest.raises(ValueError, match="255"):
+        sf.functional.dice_loss(X3, labels(255))
+    with pytest.raises(TypeError, match="gama"):
+        sf.functional.focal_loss(X3, Y3, gama=1.0)
+    for _ in range(2):  # remembered options may not hide a wrong type
+        sf.functional.dice_loss(X3, Y3, smooth=1.0)
+        with pytest.raises(ValueError, match="smooth"):
+            sf.functional.dice_loss(X3, Y3, smooth=True)
+
+
+def test_the_same_mistake_twice():
+    """Whatever a loss remembers about a call, it checks the next one too."""
+    loss = sf.CrossEntropyLoss()
+    loss(X3, Y3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="255"):
+            loss(X3, labels(255))
+        with pytest.raises(ValueError, match="255"):
+            loss(X3.clone().requires_grad_(), labels(255))
+    loss = sf.DiceLoss()
+    soft = torch.rand(2, 1, 4, 5)
+    loss(X1, soft)
+    with pytest.raises(ValueError, match="gradient"):
+        loss(X1, soft.requires_grad_())
