@@ -16,7 +16,7 @@ from .net import UNet
 from .registry import Entry
 from .tasks import STEPS_PER_EPOCH, Task
 
-LEARNING_RATE = 2e-2  # at 1e-2 and below the scores of three seeds lay 2 to 4 times as far apart
+LEARNING_RATE = 2e-2  # at 1e-2 and below, the scores of three seeds lie further apart
 REPORT_EVERY = 5  # steps
 
 
