@@ -68,7 +68,6 @@ def test_missing_extension_shows_its_reason(tmp_path):
     assert "hidden from this test" in report["problems"][0]
 
 
-@pytest.mark.xfail(reason="segfuse/__init__.py still needs torch to be imported", strict=True)
 def test_missing_torch_says_how_to_install_it(tmp_path):
     run = segfuse("doctor", PYTHONPATH=hide(tmp_path, "torch"))
     assert run.returncode == 1, run.stderr

@@ -1,5 +1,7 @@
 """Every loss function for semantic segmentation, in one pass over memory."""
 
+import typing as _typing
+
 __version__ = "0.1.0"
 
 try:
@@ -7,8 +9,10 @@ try:
 except Exception as error:  # `segfuse doctor` still runs, and says what is wrong
     _message = f"segfuse needs torch, which does not import: {type(error).__name__}: {error}"
 
-    def __getattr__(name: str) -> object:
-        raise AttributeError(_message)
+    if not _typing.TYPE_CHECKING:
+
+        def __getattr__(name: str) -> object:
+            raise AttributeError(_message)
 else:
     from . import backends, functional, losses
     from .backends import use_backend

@@ -23,13 +23,14 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     g, formula, backend = call.geometry, call.formula, call.backend
     sums = [*formula.plan.moments, *(f"{t.kind}({t.a:g})" for t in formula.plan.terms)]
     ahead = formula.linear and backend is not None
+    kernels = _name(pixel_stats.backend(x.input, g, formula.plan))
     passes = "one pass that also writes the gradient" if ahead else "one pass forward, one backward"
     if backend is not None:
         finish = f"{_name(backend)}: {formula.length} traced operations in the same call"
     else:
         finish = "torch operations: " + (formula.why_not or "the reference was asked for or is needed here")
     return (
-        f"mode {g.mode}, {g.activation}; pixel_stats on {_name(pixel_stats.backend(x.input, g, formula.plan))}: {passes}\n"
+        f"mode {g.mode}, {g.activation}; pixel_stats on {kernels}: {passes}\n"
         f"sums: {', '.join(sums)}\nformula on {finish}"
     )
 

@@ -1,7 +1,7 @@
 """Every loss as a function: ``dice_loss(input, target, *, weight_map=None, mask=None, **options)``.
 
-The options are those of the class, and so is the value. The losses are kept and used again, so a call costs no more than
-that of a module.
+The options are those of the class, and so is the value. The losses are kept and used again, so a call costs no more
+than that of a module.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,8 +18,9 @@ from .losses._base import Loss, snake
 
 
 @lru_cache(maxsize=256)
-def _kept(cls: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
-    return cls(**dict(options))
+def _kept(name: str, options: tuple[tuple[str, Any, type], ...]) -> Loss:
+    loss: Loss = getattr(losses, name)(**{key: value for key, value, _ in options})
+    return loss
 
 
 def _function(cls: type[Loss]) -> Callable[..., Any]:
@@ -27,9 +28,9 @@ def _function(cls: type[Loss]) -> Callable[..., Any]:
         input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any
     ) -> Any:
         return_terms = options.pop("return_terms", False)
-        hashable = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in options.items())
+        hashable = tuple((name, tuple(v) if isinstance(v, list) else v, type(v)) for name, v in options.items())
         tensors = any(isinstance(v, Tensor) for v in options.values())
-        module = cls(**options) if tensors else _kept(cls, hashable)
+        module = cls(**options) if tensors else _kept(cls.__name__, hashable)
         return module(input, target, weight_map=weight_map, mask=mask, return_terms=return_terms)
 
     loss.__name__ = loss.__qualname__ = snake(cls.__name__) + "_loss"
@@ -38,6 +39,11 @@ def _function(cls: type[Loss]) -> Callable[..., Any]:
         f"Function form of :class:`segfuse.{cls.__name__}`; ``options`` are its arguments.\n\n    {inspect.getdoc(cls)}"
     )
     return loss
+
+
+if TYPE_CHECKING:  # the functions are made below
+
+    def __getattr__(name: str) -> Callable[..., Any]: ...
 
 
 __all__ = []

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 OPS = ("pixel_stats", "formula")
@@ -86,11 +87,9 @@ def pick(op: str, input: Tensor) -> ModuleType:
 
 
 @cache
-def _default(op: str, device: str, dtype: object) -> ModuleType | None:
+def _default(op: str, device: str, dtype: torch.dtype) -> ModuleType | None:
     """The best backend for a kind of tensor. Its answer cannot change while the process runs."""
-    import torch
-
-    probe = torch.empty(0, dtype=dtype, device="meta")  # type: ignore[call-overload]
+    probe = torch.empty(0, dtype=dtype, device="meta")
     for name in NAMES:
         module, _ = _load(name, op)
         if module is not None and module.refuses(probe, device) is None:

@@ -1,18 +1,5 @@
 """Every loss: a formula on what one pass over memory returns."""
 
-from . import (
-    combo,
-    cross_entropy,
-    dice,
-    exponential_logarithmic,
-    focal,
-    jaccard,
-    mcc,
-    sensitivity_specificity,
-    t_loss,
-    tversky,
-    unified_focal,
-)
 from ._base import CompoundLoss, RegionLoss
 from .combo import *
 from .cross_entropy import *
@@ -26,17 +13,27 @@ from .t_loss import *
 from .tversky import *
 from .unified_focal import *
 
-_NOUNS = (
-    cross_entropy,
-    focal,
-    t_loss,
-    dice,
-    jaccard,
-    tversky,
-    sensitivity_specificity,
-    mcc,
-    combo,
-    exponential_logarithmic,
-    unified_focal,
-)
-__all__ = ["CompoundLoss", "RegionLoss", *(name for noun in _NOUNS for name in noun.__all__)]
+# Written out, so that type checkers see it. Tables keep this order.
+__all__ = [
+    "CompoundLoss",
+    "RegionLoss",
+    "BalancedCrossEntropyLoss",
+    "CrossEntropyLoss",
+    "TopKCrossEntropyLoss",
+    "FocalLoss",
+    "TLoss",
+    "DiceLoss",
+    "GeneralizedDiceLoss",
+    "LogCoshDiceLoss",
+    "SelfAdjustingDiceLoss",
+    "JaccardLoss",
+    "FocalTverskyLoss",
+    "TverskyLoss",
+    "SensitivitySpecificityLoss",
+    "MCCLoss",
+    "ComboLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "ExponentialLogarithmicLoss",
+    "UnifiedFocalLoss",
+]

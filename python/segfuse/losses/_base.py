@@ -1,7 +1,7 @@
 """What every loss has in common: options, reductions, and how losses add up to one pass.
 
-A loss says how its value follows from the sums of a pass (:class:`~segfuse.ops.formula.PixelStats`); which sums it needs is
-found by running it. A sum of losses is one such formula, so it is one pass, whatever the number of terms.
+A loss says how its value follows from the sums of a pass (:class:`~segfuse.ops.formula.PixelStats`); which sums it
+needs is found by running it. A sum of losses is one such formula, so it is one pass, whatever the number of terms.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence, ValuesView
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +24,54 @@ from ..ops.pixel_stats import Geometry, Mode, Tensors
 Reduction = Literal["mean", "sum", "none"]
 
 
-class Options(TypedDict, total=False):
-    """Options of every loss."""
+class UnweightedOptions(TypedDict, total=False):
+    """Options of every loss but ``class_weight``: for a loss that writes that one out. Likewise below."""
 
     mode: Mode
     from_logits: bool
     reduction: Reduction
     ignore_index: int
-    class_weight: Sequence[float] | Tensor | None
     include_background: bool
 
 
-class PixelOptions(Options, total=False):
-    """Options of losses that are a mean over pixels."""
+class _Weight(TypedDict, total=False):
+    class_weight: Sequence[float] | Tensor | None
 
+
+class _Smooth(TypedDict, total=False):
+    smooth: float | tuple[float, float]
+
+
+class _Region(UnweightedOptions, total=False):
+    batch: bool
+    empty: Literal["formula", "zero", "skip"]
+    soft_label: Literal["product", "l1"]
+    average: Literal["macro", "micro"]
+
+
+class Options(UnweightedOptions, _Weight, total=False):
+    """Options of every loss."""
+
+
+class UnweightedPixelOptions(UnweightedOptions, total=False):
     normalize: Literal["valid", "weight", "numel"] | None
     label_smoothing: float
 
 
-class RegionOptions(Options, total=False):
-    """Options of losses that compare regions."""
+class PixelOptions(UnweightedPixelOptions, _Weight, total=False):
+    """Options of losses that are a mean over pixels."""
 
-    batch: bool
-    smooth: float | tuple[float, float]
-    empty: Literal["formula", "zero", "skip"]
-    soft_label: Literal["product", "l1"]
-    average: Literal["macro", "micro"]
+
+class UnweightedRegionOptions(_Region, _Smooth, total=False):
+    pass
+
+
+class UnsmoothedRegionOptions(_Region, _Weight, total=False):
+    pass
+
+
+class RegionOptions(_Region, _Weight, _Smooth, total=False):
+    """Options of losses that compare regions."""
 
 
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
@@ -91,8 +113,8 @@ class Loss(nn.Module):
     """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
 
     Args:
-        mode: ``"binary"`` and ``"multilabel"`` use a sigmoid per channel, ``"multiclass"`` a softmax over channels; ``"auto"`` is
-            binary for one channel, else multiclass.
+        mode: ``"binary"`` and ``"multilabel"`` use a sigmoid per channel, ``"multiclass"`` a softmax over channels;
+            ``"auto"`` is binary for one channel, else multiclass.
         from_logits: ``False`` takes probabilities.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: target value whose pixels neither count nor get a gradient, even where the logit is NaN.
@@ -100,8 +122,15 @@ class Loss(nn.Module):
         include_background: ``False`` leaves out class 0 (after the softmax) when there is more than one channel.
     """
 
-    one_vs_rest = False  # multiclass by one sigmoid per class
-    fusable = True  # its value is a formula on sums
+    @property
+    def one_vs_rest(self) -> bool:
+        """Multiclass by one sigmoid per class."""
+        return False
+
+    @property
+    def fusable(self) -> bool:
+        """Its value is a formula on sums."""
+        return True
 
     def __init__(
         self,
@@ -154,10 +183,11 @@ class Loss(nn.Module):
     ) -> Any:
         """
         Args:
-            input: logits (probabilities with ``from_logits=False``) ``(N, C, *spatial)``, any strides; float32, float64, float16
-                or bfloat16. ``mode="binary"`` also takes ``(N, *spatial)``.
-            target: multiclass: class numbers ``(N, *spatial)`` or ``(N, 1, *spatial)``, or one-hot or probabilities shaped like
-                ``input``; binary and multilabel: 0/1 or soft, shaped like ``input``. Any dtype, read as it is.
+            input: logits (probabilities with ``from_logits=False``) ``(N, C, *spatial)``, any strides; float32,
+                float64, float16 or bfloat16. ``mode="binary"`` also takes ``(N, *spatial)``.
+            target: multiclass: class numbers ``(N, *spatial)`` or ``(N, 1, *spatial)``, or one-hot or probabilities
+                shaped like ``input``; binary and multilabel: 0/1 or soft, shaped like ``input``. Any dtype, read as
+                it is.
             weight_map: weight >= 0 of every pixel, ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``.
             mask: nonzero where a pixel counts, ``(N, *spatial)`` or ``(N, 1, *spatial)``.
             return_terms: also return the detached value of every term, by name.
@@ -307,8 +337,9 @@ class PixelLoss(Loss):
     """A sum over pixels, divided by a normaliser.
 
     Args:
-        normalize: what ``reduction="mean"`` divides by: ``"valid"`` the number of valid pixels (elements, for independent
-            channels), ``"weight"`` the sum of their weights, ``"numel"`` all of them, ignored ones included. Default: ``"valid"``.
+        normalize: what ``reduction="mean"`` divides by: ``"valid"`` the number of valid pixels (elements, for
+            independent channels), ``"weight"`` the sum of their weights, ``"numel"`` all of them, ignored ones
+            included. Default: ``"valid"``.
         label_smoothing: mixes the target with the uniform distribution, in [0, 1].
 
     A normaliser of 0 gives loss 0 and gradient 0.
@@ -319,14 +350,15 @@ class PixelLoss(Loss):
         *,
         normalize: Literal["valid", "weight", "numel"] | None = None,
         label_smoothing: float = 0.0,
-        **common: Unpack[Options],
+        class_weight: Sequence[float] | Tensor | str | None = None,
+        **common: Unpack[UnweightedOptions],
     ) -> None:
-        super().__init__(**common)
+        super().__init__(class_weight=class_weight, **common)
         self.normalize = one_of("normalize", normalize, (None, "valid", "weight", "numel"))
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
     def pixel(self, s: PixelStats) -> Array:
-        """Sum of the loss over the pixels of every (sample, class), class weights included; linear in the pixel terms."""
+        """Sum of the loss over the pixels of every (sample, class), with class weights; linear in the pixel terms."""
         raise NotImplementedError
 
     def value(self, s: PixelStats) -> Array:
@@ -391,9 +423,10 @@ class StatsLoss(Loss):
     Args:
         batch: add the sums over the batch first; one loss per class.
         smooth: added to numerator and denominator; a pair sets them apart.
-        empty: what a group without target contributes: ``"formula"`` the formula as it stands, ``"zero"`` 0, ``"skip"`` nothing
-            (the mean is over the classes present in each sample).
-        soft_label: how a soft target meets a prediction: ``"product"`` sum p y, or ``"l1"``, which is smallest at p = y.
+        empty: what a group without target contributes: ``"formula"`` the formula as it stands, ``"zero"`` 0, ``"skip"``
+            nothing (the mean is over the classes present in each sample).
+        soft_label: how a soft target meets a prediction: ``"product"`` sum p y, or ``"l1"``, which is smallest at
+            p = y.
         average: ``"macro"`` averages the classes' losses, ``"micro"`` adds their sums first.
 
     A group without valid pixels has loss 0 and gradient 0.
@@ -461,8 +494,8 @@ class RegionLoss(StatsLoss):
     """Your own region loss from one line, fused like the rest.
 
     Args:
-        formula: takes :class:`~segfuse.ops.formula.PixelStats` and returns one loss per group. It is run once per mode to find the
-            sums it needs and to write down its arithmetic, so numbers it closes over are read once.
+        formula: takes :class:`~segfuse.ops.formula.PixelStats` and returns one loss per group. It is run once per mode
+            to find the sums it needs and to write down its arithmetic, so numbers it closes over are read once.
 
     Example:
         ``RegionLoss(lambda s: 1 - (2 * s.tp + 1) / (s.pred + s.true + 1))`` is Dice.
@@ -471,7 +504,8 @@ class RegionLoss(StatsLoss):
     def __init__(self, formula: Callable[[PixelStats], Array], **common: Unpack[RegionOptions]) -> None:
         if not callable(formula):
             raise TypeError(
-                f"formula must be callable; got {type(formula).__name__}. Try: RegionLoss(lambda s: 1 - s.tp / (s.true + 1))"
+                f"formula must be callable; got {type(formula).__name__}. "
+                "Try: RegionLoss(lambda s: 1 - s.tp / (s.true + 1))"
             )
         super().__init__(**common)
         self.function = formula
@@ -484,12 +518,25 @@ class RegionLoss(StatsLoss):
         return ", ".join(filter(None, (f"formula={name}", super().extra_repr())))
 
 
+if TYPE_CHECKING:
+
+    class Losses(nn.ModuleDict):
+        """torch does not say what the modules of a ModuleDict are: here, losses."""
+
+        def __getitem__(self, key: str) -> Loss: ...
+        def items(self) -> ItemsView[str, Loss]: ...
+        def values(self) -> ValuesView[Loss]: ...
+
+else:
+    Losses = nn.ModuleDict
+
+
 class CompoundLoss(Loss):
     """A weighted sum of losses: one forward and one backward pass over memory, whatever the number of terms.
 
     Args:
-        terms: losses, or (weight, loss) pairs; a mapping also names them. Terms that do not read the logits in the same way (another mode,
-            ``ignore_index``, activation) get a pass of their own.
+        terms: losses, or (weight, loss) pairs; a mapping also names them. Terms that do not read the logits in the same
+            way (another mode, ``ignore_index``, activation) get a pass of their own.
 
     ``weights_by_name`` holds the factors by name and may be changed between steps.
     """
@@ -497,17 +544,19 @@ class CompoundLoss(Loss):
     def __init__(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
         super().__init__()
         named = list(terms.items()) if isinstance(terms, Mapping) else [(None, term) for term in terms]
-        self.terms = nn.ModuleDict()
+        self.terms = Losses()
         self.weights_by_name: dict[str, float] = {}
         for name, term in named:
             weight, loss = term if isinstance(term, tuple | list) else (1.0, term)
             if not isinstance(loss, Loss) or isinstance(weight, bool) or not isinstance(weight, int | float):
                 raise TypeError(
-                    f"a term must be a loss or (weight, loss); got {term!r}. Try: CompoundLoss({{'dice': (0.5, DiceLoss())}})"
+                    f"a term must be a loss or (weight, loss); got {term!r}. "
+                    "Try: CompoundLoss({'dice': (0.5, DiceLoss())})"
                 )
             if loss.reduction == "none":
                 raise ValueError(
-                    f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. Try: reduction='mean'"
+                    f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. "
+                    "Try: reduction='mean'"
                 )
             if type(loss) is CompoundLoss and name is None:
                 for inner, part in loss.terms.items():
@@ -517,7 +566,7 @@ class CompoundLoss(Loss):
         if not self.terms:
             raise ValueError("a compound loss needs at least one term. Try: CompoundLoss({'dice': DiceLoss()})")
 
-    def _add(self, name: str, weight: float, loss: nn.Module) -> None:
+    def _add(self, name: str, weight: float, loss: Loss) -> None:
         name = name.replace(".", "_")
         unique, count = name, 1
         while unique in self.terms:
@@ -531,7 +580,7 @@ class CompoundLoss(Loss):
         return keys.pop() if len(keys) == 1 else (id(self),)
 
     @property
-    def fusable(self) -> bool:  # type: ignore[override]
+    def fusable(self) -> bool:
         terms = list(self.terms.values())
         return all(t.fusable for t in terms) and len({t.pass_key() for t in terms}) == 1
 

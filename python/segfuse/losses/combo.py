@@ -29,8 +29,10 @@ class ComboLoss(CompoundLoss):
 
     Args:
         alpha: share of the cross-entropy, in [0, 1].
-        beta: weight of the positives (multiclass: of the classes above 0), 1 - beta of the rest; above 0.5 misses cost more.
-        offset: ``False`` subtracts the Dice coefficient instead of adding the Dice loss (the original's value; same gradient).
+        beta: weight of the positives (multiclass: of the classes above 0), 1 - beta of the rest; above 0.5 misses cost
+            more.
+        offset: ``False`` subtracts the Dice coefficient instead of adding the Dice loss (the original's value; same
+            gradient).
         common: options of :class:`DiceLoss`.
 
     Source: Taghanaki et al. 2018 (arXiv 1805.02798); Jadon II-J. Both print a sign or a parenthesis wrong.

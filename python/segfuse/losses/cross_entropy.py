@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..ops.formula import Array, Call, PixelStats, ratio, where
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import PixelLoss, PixelOptions, loss_map, number, one_of
+from ._base import PixelLoss, PixelOptions, UnweightedPixelOptions, loss_map, number, one_of
 
 __all__ = ["BalancedCrossEntropyLoss", "CrossEntropyLoss", "TopKCrossEntropyLoss"]
 
@@ -20,10 +20,10 @@ class CrossEntropyLoss(PixelLoss):
     """Cross-entropy: ``-[beta y log p + (1-y) log(1-p)]``, or ``-a_y log p_y`` over classes.
 
     Args:
-        beta: weight of the positives (torch's ``pos_weight``), a number or one per channel; above 1 misses cost more, below 1 false
-            alarms. Not for multiclass.
-        class_weight: one weight per class, or ``"balanced"``: valid pixels / (classes present x pixels of the class), of each batch.
-            With class weights a multiclass mean divides by their sum over the pixels, like torch.
+        beta: weight of the positives (torch's ``pos_weight``), a number or one per channel; above 1 misses cost more,
+            below 1 false alarms. Not for multiclass.
+        class_weight: one weight per class, or ``"balanced"``: valid pixels / (classes present x pixels of the class),
+            of each batch. With class weights a multiclass mean divides by their sum over the pixels, like torch.
 
     Source: Jadon 2020 (arXiv 2006.14822), II-A and II-B.
     """
@@ -33,9 +33,9 @@ class CrossEntropyLoss(PixelLoss):
         *,
         beta: float | Sequence[float] = 1.0,
         class_weight: Sequence[float] | Tensor | str | None = None,
-        **common: Unpack[PixelOptions],
+        **common: Unpack[UnweightedPixelOptions],
     ) -> None:
-        super().__init__(class_weight=class_weight, **common)  # type: ignore[misc]
+        super().__init__(class_weight=class_weight, **common)
         self.beta = number("beta", tuple(beta) if isinstance(beta, Sequence) else beta)
         if isinstance(class_weight, str):
             one_of("class_weight", class_weight, ("balanced",))
@@ -45,7 +45,8 @@ class CrossEntropyLoss(PixelLoss):
         if s.multiclass:
             if self.beta != 1:
                 raise ValueError(
-                    f"beta weighs the positives of a sigmoid; mode is multiclass and beta={self.beta!r}. Try: class_weight=[...]"
+                    f"beta weighs the positives of a sigmoid; mode is multiclass and beta={self.beta!r}. "
+                    "Try: class_weight=[...]"
                 )
             return self.weighted(s, one)
         beta = self.beta
@@ -65,8 +66,8 @@ class BalancedCrossEntropyLoss(PixelLoss):
     Args:
         beta: a number in [0, 1], or ``"auto"``: the share of negatives.
         beta_scope: what the share is taken of: every ``"sample"`` or the whole ``"batch"``; always per channel.
-        beta_clip: ``"auto"`` stays in [beta_clip, 1 - beta_clip]. Without it an image without positives gives loss 0 and gradient 0,
-            exactly where false positives should be pushed down.
+        beta_clip: ``"auto"`` stays in [beta_clip, 1 - beta_clip]. Without it an image without positives gives loss 0
+            and gradient 0, exactly where false positives should be pushed down.
 
     Multiclass takes a number only: beta for the classes above 0, 1 - beta for class 0.
     Source: Xie and Tu 2015 (arXiv 1504.06375) eq. 2; Jadon II-C.

@@ -10,7 +10,15 @@ from typing_extensions import Unpack
 
 from ..ops.formula import Array, Call, PixelStats, mean, ratio, where
 from ..ops.pixel_stats import Tensors
-from ._base import RegionOptions, StatsLoss, loss_map, number, one_of
+from ._base import (
+    RegionOptions,
+    StatsLoss,
+    UnsmoothedRegionOptions,
+    UnweightedRegionOptions,
+    loss_map,
+    number,
+    one_of,
+)
 
 __all__ = ["DiceLoss", "GeneralizedDiceLoss", "LogCoshDiceLoss", "SelfAdjustingDiceLoss"]
 
@@ -65,7 +73,8 @@ class GeneralizedDiceLoss(StatsLoss):
     """Dice over all classes of a sample at once, each weighted against its size.
 
     Args:
-        weight: ``"square"`` 1 / size^2, ``"simple"`` 1 / size, ``"uniform"`` 1. An absent class gets the largest weight of the sample.
+        weight: ``"square"`` 1 / size^2, ``"simple"`` 1 / size, ``"uniform"`` 1. An absent class gets the largest weight
+            of the sample.
         smooth: as for every region loss, with default 1e-5.
 
     Source: Sudre et al. 2017 (arXiv 1707.03237).
@@ -76,9 +85,9 @@ class GeneralizedDiceLoss(StatsLoss):
         *,
         weight: Literal["square", "simple", "uniform"] = "square",
         smooth: float | tuple[float, float] = 1e-5,
-        **common: Unpack[RegionOptions],
+        **common: Unpack[UnsmoothedRegionOptions],
     ) -> None:
-        super().__init__(smooth=smooth, **common)  # type: ignore[misc]
+        super().__init__(smooth=smooth, **common)
         self.weight = one_of("weight", weight, ("square", "simple", "uniform"))
 
     def value(self, s: PixelStats) -> Array:
@@ -102,13 +111,13 @@ class SelfAdjustingDiceLoss(StatsLoss):
     """Dice on ``q = (1 - p)^alpha p``, which fades on easy pixels.
 
     Args:
-        form: ``"pixel"`` one Dice per pixel, ``1 - (2 q y + s) / (q + y + s)``, averaged over valid pixels and classes (the paper);
-            ``"set"`` the sums of :class:`DiceLoss` over q.
+        form: ``"pixel"`` one Dice per pixel, ``1 - (2 q y + s) / (q + y + s)``, averaged over valid pixels and classes
+            (the paper); ``"set"`` the sums of :class:`DiceLoss` over q.
         alpha: exponent >= 0 of the fading.
         true_class_only: pixel form, multiclass: look at the target class of each pixel alone.
 
-    For y = 1 the pixel form falls only until p = 1 / (1 + alpha) and has the same value at p = 0 and p = 1: alone it does not drive
-    positives to 1. Source: Li et al. 2020 (arXiv 1911.02855).
+    For y = 1 the pixel form falls only until p = 1 / (1 + alpha) and has the same value at p = 0 and p = 1: alone it
+    does not drive positives to 1. Source: Li et al. 2020 (arXiv 1911.02855).
     """
 
     def __init__(
@@ -118,9 +127,9 @@ class SelfAdjustingDiceLoss(StatsLoss):
         alpha: float = 1.0,
         true_class_only: bool = False,
         class_weight: Sequence[float] | Tensor | None = None,
-        **common: Unpack[RegionOptions],
+        **common: Unpack[UnweightedRegionOptions],
     ) -> None:
-        super().__init__(class_weight=class_weight, **common)  # type: ignore[misc]
+        super().__init__(class_weight=class_weight, **common)
         self.form = one_of("form", form, ("pixel", "set"))
         self.alpha = number("alpha", alpha)
         self.true_class_only = bool(true_class_only)

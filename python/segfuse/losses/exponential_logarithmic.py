@@ -14,15 +14,17 @@ __all__ = ["ExponentialLogarithmicLoss"]
 
 
 class ExponentialLogarithmicLoss(CompoundLoss):
-    """``w_dice mean (-log Dice)^gamma_dice + w_cross mean a_y CE^gamma_cross``: both terms turn steep again near a perfect prediction.
+    """``w_dice mean (-log Dice)^gamma_dice + w_cross mean a_y CE^gamma_cross``.
+
+    Both terms turn steep again near a perfect prediction.
 
     Args:
         w_dice: factor of the Dice term.
         w_cross: factor of the cross-entropy term.
         gamma_dice: exponent > 0 of ``-log Dice``.
         gamma_cross: exponent > 0 of the pixel's cross-entropy.
-        class_weight: a_c of the cross-entropy term, for example sqrt(sum of frequencies / frequency); binary also takes the pair
-            (negatives, positives).
+        class_weight: a_c of the cross-entropy term, for example sqrt(sum of frequencies / frequency); binary also takes
+            the pair (negatives, positives).
         common: options of :class:`DiceLoss`.
 
     Source: Wong et al. 2018 (arXiv 1809.00076); Jadon II-K.

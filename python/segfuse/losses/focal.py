@@ -18,11 +18,12 @@ class FocalLoss(PixelLoss):
     """Focal loss: ``-(1 - p_t)^gamma log p_t``, times alpha for positives and 1 - alpha for negatives.
 
     Args:
-        alpha: ``"auto"`` is 0.25 for a sigmoid and ``None`` for a softmax; ``None`` drops the factor. Sigmoid: a number, or one per
-            channel. Softmax: a number gives class 0 the weight 1 - alpha and the others alpha; a sequence holds one per class.
+        alpha: ``"auto"`` is 0.25 for a sigmoid and ``None`` for a softmax; ``None`` drops the factor. Sigmoid: a
+            number, or one per channel. Softmax: a number gives class 0 the weight 1 - alpha and the others alpha; a
+            sequence holds one per class.
         gamma: focusing exponent >= 0; 0 is cross-entropy. Stable for every gamma at every logit.
-        activation: ``"sigmoid"`` treats a multiclass target as one sigmoid per class and averages over pixels and classes;
-            ``"auto"`` follows the mode.
+        activation: ``"sigmoid"`` treats a multiclass target as one sigmoid per class and averages over pixels and
+            classes; ``"auto"`` follows the mode.
 
     Source: Lin et al. 2017 (arXiv 1708.02002) eqs. 4-5; Jadon II-D.
     """
@@ -45,12 +46,12 @@ class FocalLoss(PixelLoss):
         self.activation = one_of("activation", activation, ("auto", "sigmoid", "softmax"))
 
     @property
-    def one_vs_rest(self) -> bool:  # type: ignore[override]
+    def one_vs_rest(self) -> bool:
         return self.activation == "sigmoid"
 
     def pixel(self, s: PixelStats) -> Array:
         one, zero = self.entropy(s, self.gamma)
-        alpha = self.alpha
+        alpha: Array = self.alpha
         if alpha == "auto":
             alpha = None if s.multiclass else 0.25
         if alpha is None:

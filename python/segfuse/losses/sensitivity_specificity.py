@@ -16,12 +16,14 @@ class SensitivitySpecificityLoss(StatsLoss):
     """``1 - (w sensitivity + (1 - w) specificity)``, or the squared errors of Brosch et al.
 
     Args:
-        form: ``"ratio"`` as above; ``"brosch"``: r times the mean squared error of the positives plus 1 - r times that of the negatives.
+        form: ``"ratio"`` as above; ``"brosch"``: r times the mean squared error of the positives plus 1 - r times that
+            of the negatives.
         w: weight of the sensitivity, ratio form.
         r: weight of the positives, Brosch form.
         eps: added to both denominators of the Brosch form; the ratio form uses ``smooth``.
 
-    Source: Brosch et al., MICCAI 2015, doi:10.1007/978-3-319-24574-4_1; Jadon II-H (which prints the similarity, not the loss).
+    Source: Brosch et al., MICCAI 2015, doi:10.1007/978-3-319-24574-4_1; Jadon II-H (which prints the similarity, not
+    the loss).
     """
 
     def __init__(

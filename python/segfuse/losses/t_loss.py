@@ -18,7 +18,8 @@ class TLoss(Loss):
     """Negative log-likelihood of every image's errors under a Student-t distribution with learnable degrees of freedom.
 
     Args:
-        nu_tilde: initial value of the parameter; nu = exp(nu_tilde) + eps. Give ``loss.parameters()`` to the optimizer too.
+        nu_tilde: initial value of the parameter; nu = exp(nu_tilde) + eps. Give ``loss.parameters()`` to the optimizer
+            too.
         lam: log-precision of a pixel's error (the authors' code has 1, the paper 0).
         eps: least nu.
 

@@ -17,7 +17,8 @@ class TverskyLoss(StatsLoss):
 
     Args:
         alpha: price of a false positive.
-        beta: price of a false negative. alpha = beta = 0.5 is Dice with twice the smoothing, alpha = beta = 1 is Jaccard.
+        beta: price of a false negative. alpha = beta = 0.5 is Dice with twice the smoothing, alpha = beta = 1 is
+            Jaccard.
 
     Source: Salehi et al. 2017 (arXiv 1706.05721); Jadon II-F.
     """

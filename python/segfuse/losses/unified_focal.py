@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats, ratio, where
-from ._base import CompoundLoss, PixelLoss, PixelOptions, RegionOptions, StatsLoss, number
+from ._base import CompoundLoss, PixelLoss, PixelOptions, RegionOptions, StatsLoss, UnsmoothedRegionOptions, number
 from .combo import shared
 from .tversky import bounded_power
 
@@ -20,7 +20,8 @@ class UnifiedFocalLoss(CompoundLoss):
     Args:
         lam: share of the focal term, in [0, 1].
         delta: price of what is missed of the foreground, in [0, 1]; 1 - delta of the rest.
-        gamma: focusing exponent in [0, 1): suppresses the background in the focal term, enhances the foreground in the Tversky term.
+        gamma: focusing exponent in [0, 1): suppresses the background in the focal term, enhances the foreground in the
+            Tversky term.
         asymmetric: focus only where the two classes need it; ``False`` focuses both classes in both terms.
         smooth: as for every region loss, with default 1e-7.
 
@@ -35,7 +36,7 @@ class UnifiedFocalLoss(CompoundLoss):
         gamma: float = 0.5,
         asymmetric: bool = True,
         smooth: float | tuple[float, float] = 1e-7,
-        **common: Unpack[RegionOptions],
+        **common: Unpack[UnsmoothedRegionOptions],
     ) -> None:
         options: dict[str, Any] = dict(common, smooth=smooth)
         settings = (number("delta", delta, 0, 1), number("gamma", gamma, 0, 1), bool(asymmetric))

@@ -1,15 +1,15 @@
 """formula: the arithmetic on the sums of a pass, in one native call.
 
-A loss is written once, as Python on the sums of :class:`PixelStats`. With tensors in it autograd differentiates it; that is
-the definition. With :class:`Symbol` in it the same code writes down its operations, and the list is evaluated natively,
-derivative included: on (N, C)-sized tensors torch operations cost more than the pass over a small batch.
+A loss is written once, as Python on the sums of :class:`PixelStats`. With tensors in it autograd differentiates it;
+that is the definition. With :class:`Symbol` in it the same code writes down its operations, and the list is evaluated
+natively, derivative included: on (N, C)-sized tensors torch operations cost more than the pass over a small batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,19 @@ from ..backends import forced, pick
 from . import pixel_stats as op
 from .pixel_stats import COUNTS, Geometry, Plan, Row, Tensors, Term
 
+if TYPE_CHECKING:
+    from .._cpp import Code
+
 Array = Any  # Tensor or Symbol
 # The order of enum Op in csrc/cpp/formula.cpp.
-OPS = ["row", "parameter", "scalar", "vector", "numel", "size_n", "size_c", "class_index", "add", "sub", "mul", "div", "pow", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne", "neg", "log", "log1p", "exp", "expm1", "sqrt", "abs", "tanh", "sinh", "cosh", "lgamma", "where", "sum_n", "sum_c", "max_c", "tail", "head", "detach"]
+# fmt: off
+OPS = [
+    "row", "parameter", "scalar", "vector", "numel", "size_n", "size_c", "class_index",
+    "add", "sub", "mul", "div", "pow", "maximum", "minimum", "gt", "ge", "lt", "le", "eq", "ne",
+    "neg", "log", "log1p", "exp", "expm1", "sqrt", "abs", "tanh", "sinh", "cosh", "lgamma",
+    "where", "sum_n", "sum_c", "max_c", "tail", "head", "detach",
+]
+# fmt: on
 NUMBER = {name: i for i, name in enumerate(OPS)}
 BINARY, UNARY = OPS[8:21], OPS[21:32]
 
@@ -69,6 +79,12 @@ class Tape:
 class Symbol:
     """One array of a formula: N or 1 rows; 1, C or C - 1 columns (``c`` = 0, 1, 2). Behaves like a 2-d tensor."""
 
+    if TYPE_CHECKING:  # these and more are defined below
+
+        def __sub__(self, other: Any) -> Symbol: ...
+        def __mul__(self, other: Any) -> Symbol: ...
+        def __rmul__(self, other: Any) -> Symbol: ...
+
     def __init__(self, tape: Tape, index: int, n: bool, c: int) -> None:
         self.tape, self.index, self.n, self.c = tape, index, n, c
 
@@ -92,7 +108,10 @@ class Symbol:
     def size(self, dim: int) -> Symbol | float:
         if dim == 0:
             return self.tape.emit("size_n") if self.n else 1.0
-        return (1.0, self.tape.emit("size_c"), self.tape.emit("size_c") - 1 if self.c == 2 else None)[self.c]  # type: ignore[return-value]
+        if self.c == 0:
+            return 1.0
+        columns = self.tape.emit("size_c")
+        return columns if self.c == 1 else columns - 1
 
     def amax(self, dim: int, keepdim: bool = False) -> Symbol:
         """Carries no gradient."""
@@ -148,7 +167,6 @@ for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
     _define(_name, f"__{_name}__")
 _define("neg", "__neg__")
 _define("abs", "__abs__")
-Symbol.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------------------------------- words for formulas
@@ -179,8 +197,8 @@ def ratio(a: Array, b: Array) -> Array:
 def mean(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
     """The mean over one axis or over both; 0 when there is nothing to average."""
     if isinstance(x, Symbol):
-        sizes = [x.size(d) for d in ((0, 1) if dim is None else (dim % 2,))]
-        size: Any = sizes[0] if len(sizes) == 1 else sizes[0] * sizes[1]
+        sizes: list[Array] = [x.size(d) for d in ((0, 1) if dim is None else (dim % 2,))]
+        size: Array = sizes[0] if len(sizes) == 1 else sizes[0] * sizes[1]
         return ratio(x.sum(dim, keepdim=keepdim), size)
     size = x.numel() if dim is None else x.shape[dim]
     total = x.sum() if dim is None else x.sum(dim, keepdim=keepdim)
@@ -252,7 +270,7 @@ class PixelStats:
         return self.geometry.exclusive
 
     def term(self, kind: str, a: float = 0.0, b: float = 0.0) -> tuple[Array, Array]:
-        """(sum u y f(p), sum u (1 - y) f(1 - p)); under softmax a logarithmic term has only the first, the second is 0."""
+        """(sum u y f(p), sum u (1 - y) f(1 - p)); under softmax the second of a logarithmic term is 0."""
         term = Term(kind, float(a), float(b))
         second = 0.0 if self.multiclass and not kind.startswith("dsc") else self._get((term, 1))
         return self._get((term, 0)), second
@@ -283,8 +301,8 @@ class PixelStats:
         """``(1, C)`` constants, one per class."""
         if len(values) != self.geometry.shape[1]:
             raise ValueError(
-                f"class_weight must have one weight for each of the {self.geometry.shape[1]} classes; got {len(values)}. "
-                f"Try: class_weight of length C, whatever include_background says"
+                f"class_weight must have one weight for each of the {self.geometry.shape[1]} classes; "
+                f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
             )
         return self._constant("vector", tuple(float(v) for v in values))
 
@@ -315,7 +333,8 @@ class Formula:
     """A loss and its list of instructions, if it has one."""
 
     def __init__(self, loss: Loss, g: Geometry) -> None:
-        self.loss, self.why_not = loss, None
+        self.loss = loss
+        self.why_not: str | None = None
         tape = Tape()
         wanted: list[Row] = []
 
@@ -332,7 +351,7 @@ class Formula:
             value, terms = loss(PixelStats(fetch, constant, g))
             results = [tape.lift(x) for x in (value, *terms)]
         except Untraceable as reason:
-            self.why_not: str | None = str(reason)
+            self.why_not = str(reason)
             _find_rows(loss, g, wanted)
             results = []
         self.plan = Plan(wanted)
@@ -352,7 +371,7 @@ class Formula:
         return ((g.shape[0],) if n else ()) + ((g.shape[1] - (c == 2),) if c else ())
 
     @cached_property
-    def native(self) -> Any:
+    def native(self) -> Code:
         """The instructions as the bindings take them."""
         from .. import _cpp
 
@@ -424,12 +443,14 @@ class Call:
     """What a loss knows about a kind of call: made once, used for every batch of the same shape, strides and dtypes."""
 
     def __init__(self, x: Tensors, g: Geometry, f: Formula) -> None:
-        self.geometry, self.formula, self.native = g, f, None
+        self.geometry, self.formula = g, f
+        self.native: Any = None  # what the backend keeps
         self.backend = _native_backend(x, g, f)
         self.dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
         if self.backend is not None:
             self.value_shape = f.value_shape(g)
-            # What multiplies the terms of a linear formula follows from the target: the same pass can write the gradient.
+            # What multiplies the terms of a linear formula follows from the target: the same pass can write the
+            # gradient.
             self.linear = f.linear
             self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not _never_ignored(x, g))
 

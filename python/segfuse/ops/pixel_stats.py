@@ -17,7 +17,8 @@ from ..backends import pick
 Mode = Literal["auto", "binary", "multilabel", "multiclass"]
 MODES = ("auto", "binary", "multilabel", "multiclass")
 
-#: Sums per (sample, class) in the order of ``enum Moment`` in csrc/segfuse.h. m: valid, u: m times the weight map, p: probability, y: target.
+#: Sums per (sample, class) in the order of ``enum Moment`` in csrc/segfuse.h. m: valid, u: m times the weight map,
+#: p: probability, y: target.
 MOMENTS = {
     "count": "sum m",
     "true_count": "sum m y",
@@ -177,8 +178,8 @@ def check(
         channel = input.ndim >= 2 and input.shape[1] == 1
         if not channel and input.shape != target.shape:
             _fail(
-                f"mode='binary' needs input (N, 1, *spatial) or input and target of one shape; got input {_shape(input)} and "
-                f"target {_shape(target)}",
+                f"mode='binary' needs input (N, 1, *spatial) or input and target of one shape; "
+                f"got input {_shape(input)} and target {_shape(target)}",
                 "mode='multiclass' for class numbers, mode='multilabel' for one mask per channel",
             )
         spatial = tuple(input.shape[2:] if channel else input.shape[1:])
@@ -189,7 +190,8 @@ def check(
     N, C = shape[:2]
     if mode == "multiclass" and C == 1:
         _fail(
-            f"mode='multiclass' needs at least two channels: softmax over one channel is always 1; got input {_shape(input)}",
+            f"mode='multiclass' needs at least two channels: softmax over one channel is always 1; "
+            f"got input {_shape(input)}",
             "mode='binary'",
         )
     if C == 0:
@@ -201,7 +203,8 @@ def check(
     if not index_target and given != shape and not (mode == "binary" and given == flat):
         if mode == "multiclass":
             _fail(
-                f"target must be {flat} or {single} class numbers, or {shape} one-hot or probabilities, for input {shape}; got {given}",
+                f"target must be {flat} or {single} class numbers, or {shape} one-hot or probabilities, "
+                f"for input {shape}; got {given}",
                 "target.squeeze(1) for an extra axis, mode='multilabel' for independent masks",
             )
         _fail(
@@ -271,7 +274,10 @@ def forward(x: Tensors, g: Geometry, plan: Plan) -> Tensor:
 
 
 def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
-    """d(sum(coefficient * sums)) / d(input). Under ``create_graph=True`` by the reference, which can be differentiated again."""
+    """d(sum(coefficient * sums)) / d(input).
+
+    Under ``create_graph=True`` by the reference, which can be differentiated again.
+    """
     if torch.is_grad_enabled() and (x.input.requires_grad or coefficient.requires_grad):
         from ..backends.reference import pixel_stats as reference
 
@@ -296,8 +302,8 @@ class _PixelStats(torch.autograd.Function):
 
 
 def backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> ModuleType:
-    """Two rare forms are left to the reference: exclusive classes given as probabilities, and their self-adjusting Dice, as a
-    loss map; and a power of the entropy of soft labels over probabilities."""
+    """Two rare forms are left to the reference: exclusive classes given as probabilities, and their self-adjusting
+    Dice, as a loss map; and a power of the entropy of soft labels over probabilities."""
     kinds = {term.kind for term in plan.terms}
     raw = g.exclusive and g.activation == "identity"
     if (map and (raw or (g.exclusive and kinds & {"dsc", "dsc_pixel"}))) or (
@@ -354,8 +360,8 @@ def pixel_stats(
     Args:
         input: logits ``(N, C, *spatial)``, or probabilities with ``from_logits=False``.
         target: class numbers ``(N, *spatial)``, or 0/1 or soft masks shaped like ``input``.
-        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq_true sq_false`` (``segfuse.ops.pixel_stats.MOMENTS``
-            says what each is).
+        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq_true sq_false``
+            (``segfuse.ops.pixel_stats.MOMENTS`` says what each is).
         mode: ``"binary"`` and ``"multilabel"`` use a sigmoid, ``"multiclass"`` a softmax.
         ignore_index: target value whose pixels are left out.
         weight_map: ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``, >= 0.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from .pixel_stats import empty_gradient, layout, pointers
 from .pixel_stats import refuses as refuses
 
 
-def _native(call: Call, x: Tensors) -> Any:
+def _native(call: Call, x: Tensors) -> _cpp.Pass:
     """The layout, made once for each kind of tensors that a loss meets. A gradient is laid out like the logits."""
     if call.native is None:
         call.native = layout(x, call.geometry, call.formula.plan, torch.empty_like(x.input))
@@ -24,7 +22,7 @@ def _native(call: Call, x: Tensors) -> Any:
 def forward(
     call: Call, x: Tensors, parameters: Tensor | None, terms: Tensor | None, ahead: bool
 ) -> tuple[Tensor, int, Tensor, Tensor | None]:
-    """The value in its own shape, the number of targets or weights out of range, the sums and, where asked, the gradient."""
+    """The value in its own shape, the number of targets or weights out of range, the sums and, if asked, a gradient."""
     f = call.formula
     value = torch.empty(call.value_shape, dtype=call.dtype)
     sums = torch.empty((f.plan.rows * (2 if ahead else 1), *call.geometry.shape[:2]), dtype=torch.float64)
@@ -58,7 +56,8 @@ def backward(
         sums=sums.data_ptr(),
         parameters=0 if parameters is None else parameters.data_ptr(),
         grad_input=0 if grad_input is None else grad_input.data_ptr(),
-        ahead=ahead is not None,
+        ahead=sums.shape[0] > call.formula.plan.rows,
+        written=ahead is not None,
         grad=grad.data_ptr(),
         grad_is_double=call.dtype == torch.float64,
         parameter_grad=0 if parameter_grad is None else parameter_grad.data_ptr(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -54,7 +52,9 @@ def _layout(x: Tensor | None, g: Geometry) -> tuple[int, tuple[int, ...]] | None
     return DTYPE[x.dtype], stride
 
 
-def layout(x: Tensors, g: Geometry, plan: Plan, output: Tensor | None = None, upstream: Tensor | None = None) -> Any:
+def layout(
+    x: Tensors, g: Geometry, plan: Plan, output: Tensor | None = None, upstream: Tensor | None = None
+) -> _cpp.Pass:
     """Everything about a call but its pointers."""
     return _cpp.Pass(
         **plan.native,

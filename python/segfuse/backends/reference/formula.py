@@ -1,4 +1,4 @@
-"""The definition of a formula is the loss's own code on tensors, which ``ops/formula.py`` runs; nothing is native here."""
+"""The definition of a formula is the loss's own code on tensors, run by ``ops/formula.py``; nothing is native here."""
 
 from __future__ import annotations
 

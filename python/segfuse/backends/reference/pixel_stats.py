@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...ops.pixel_stats import Geometry, Plan, Tensors, Term
+from ...ops.pixel_stats import Geometry, Plan, Row, Tensors, Term
 
 CLAMP = 1e-7  # probabilities enter a logarithm no smaller than this
 BIG = 1e30  # stands in for an infinite loss where it meets a factor 0
@@ -186,8 +186,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         up = upstream.reshape(g.shape[0], 1 if g.exclusive else g.shape[1], g.pixels).to(p.dtype)
         u = u * up
 
-    def k(row: object) -> Tensor:
-        return coefficient[plan.row(row)][..., None].to(p.dtype)  # type: ignore[arg-type]
+    def k(row: Row) -> Tensor:
+        return coefficient[plan.row(row)][..., None].to(p.dtype)
 
     by_p = {
         "pred": lambda: torch.ones_like(p),
