@@ -96,6 +96,7 @@ struct Evaluation {
   const double* parameters;  // learnable scalars of the formula, or nullptr
   int n_parameters;
   bool ahead;        // op.output is written in the forward pass, with coefficients that follow from the target alone
+  bool written;      // ... and op.output still holds it
   bool count_first;  // that takes a pass over the target; otherwise every pixel is taken to be valid
 };
 

@@ -168,6 +168,7 @@ PYBIND11_MODULE(_cpp, m) {
                            pointer<double>(parameters),
                            0,
                            grad_input != 0,
+                           false,
                            count_first};
         return formula_forward(e, pointer<void>(value), value_is_double, pointer<double>(terms), threads);
       },
@@ -177,8 +178,8 @@ PYBIND11_MODULE(_cpp, m) {
   m.def(
       "formula_backward",
       [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
-         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool ahead, uintptr_t grad, bool grad_is_double,
-         uintptr_t parameter_grad, int n_parameters, int threads) {
+         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool ahead, bool written, uintptr_t grad,
+         bool grad_is_double, uintptr_t parameter_grad, int n_parameters, int threads) {
         py::gil_scoped_release release;
         const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0),
                            code.formula(),
@@ -186,11 +187,13 @@ PYBIND11_MODULE(_cpp, m) {
                            pointer<double>(parameters),
                            n_parameters,
                            ahead,
+                           written,
                            false};
         return formula_backward(e, pointer<void>(grad), grad_is_double, pointer<double>(parameter_grad), threads);
       },
       py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
-      "grad_input"_a, "ahead"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
+      "grad_input"_a, "ahead"_a, "written"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a,
+      "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

@@ -94,9 +94,11 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> A
     return value
 
 
-def weights_tuple(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, str):
+def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
+    if value is None or (isinstance(value, str) and value in words):
         return value
+    if isinstance(value, str):
+        raise ValueError(f"{name} must hold one number per class; got {value!r}. Try: {name}=[1.0, 2.0, ...]")
     values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
         raise ValueError(
@@ -121,6 +123,8 @@ class Loss(nn.Module):
         class_weight: one weight >= 0 per class, always of length C.
         include_background: ``False`` leaves out class 0 (after the softmax) when there is more than one channel.
     """
+
+    class_weight_words: tuple[str, ...] = ()  # what class_weight may be besides numbers
 
     @property
     def one_vs_rest(self) -> bool:
@@ -153,7 +157,7 @@ class Loss(nn.Module):
                 f"ignore_index must be an int; got {ignore_index!r}. Try: ignore_index=-100, which no label has"
             )
         self.ignore_index = ignore_index
-        self.class_weight = weights_tuple("class_weight", class_weight)
+        self.class_weight = weights_tuple("class_weight", class_weight, self.class_weight_words)
         self.include_background = bool(include_background)
 
     # ---------------------------------------------------------------- to be written by a loss
@@ -275,8 +279,8 @@ class Loss(nn.Module):
                 if parameter.default is inspect.Parameter.empty or not hasattr(self, name):
                     continue
                 value = getattr(self, name)
-                if owner is type(self) or value != parameter.default:
-                    text = f"{name}={float(value):g}" if isinstance(value, Tensor) else f"{name}={value!r}"
+                if owner is type(self) or value not in (parameter.default, (parameter.default, parameter.default)):
+                    text = f"{name}={float(value.detach()):g}" if isinstance(value, Tensor) else f"{name}={value!r}"
                     shown.append((owner is not type(self), text))
         return ", ".join(dict.fromkeys(text for _, text in sorted(shown, key=lambda pair: pair[0])))
 
@@ -444,15 +448,31 @@ class StatsLoss(Loss):
     ) -> None:
         super().__init__(**common)
         self.batch = bool(batch)
-        pair = tuple(number("smooth", smooth)) if isinstance(smooth, list | tuple) else (number("smooth", smooth),) * 2
-        if len(pair) != 2:
-            raise ValueError(
-                f"smooth must be a number or a pair (numerator, denominator); got {smooth!r}. Try: smooth=(0.0, 1e-5)"
-            )
-        self.smooth = pair
+        self.smooth = smooth
         self.empty = one_of("empty", empty, ("formula", "zero", "skip"))
         self.soft_label = one_of("soft_label", soft_label, ("product", "l1"))
         self.average = one_of("average", average, ("macro", "micro"))
+
+    @property
+    def smooth(self) -> tuple[float, float]:
+        """What is added to numerator and denominator."""
+        return self._smooth
+
+    @smooth.setter
+    def smooth(self, value: float | tuple[float, float]) -> None:
+        pair = tuple(number("smooth", value)) if isinstance(value, list | tuple) else (number("smooth", value),) * 2
+        if len(pair) != 2:
+            raise ValueError(
+                f"smooth must be a number or a pair (numerator, denominator); got {value!r}. Try: smooth=(0.0, 1e-5)"
+            )
+        self._smooth = pair
+
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
+        value, terms = super().evaluate(x, call, with_terms)
+        if self.reduction == "none" and not call.formula.traced:  # a tensor keeps the axes that were summed over
+            value = value.squeeze(1) if self.average == "micro" else value
+            value = value.squeeze(0) if self.batch else value
+        return value, terms
 
     def formula(self, s: PixelStats) -> Array:
         """One loss per group from its sums, each ``(N, C)``, or ``(1, C)`` over a batch."""
@@ -543,6 +563,9 @@ class CompoundLoss(Loss):
 
     def __init__(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
         super().__init__()
+        self._set_terms(terms)
+
+    def _set_terms(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
         named = list(terms.items()) if isinstance(terms, Mapping) else [(None, term) for term in terms]
         self.terms = Losses()
         self.weights_by_name: dict[str, float] = {}
@@ -575,14 +598,20 @@ class CompoundLoss(Loss):
         self.terms[unique] = loss
         self.weights_by_name[unique] = float(weight)
 
+    _fused: tuple[Any, bool] = (None, False)  # for which state, whether
+
     def pass_key(self) -> tuple[Any, ...]:
         keys = {term.pass_key() for term in self.terms.values()}
         return keys.pop() if len(keys) == 1 else (id(self),)
 
     @property
     def fusable(self) -> bool:
-        terms = list(self.terms.values())
-        return all(t.fusable for t in terms) and len({t.pass_key() for t in terms}) == 1
+        state, fused = self._fused
+        if state != self._state():
+            terms = list(self.terms.values())
+            fused = all(t.fusable for t in terms) and len({t.pass_key() for t in terms}) == 1
+            self.__dict__["_fused"] = (self._state(), fused)
+        return fused
 
     def value(self, s: PixelStats) -> Array:
         return self.parts(s)[0]
@@ -635,3 +664,61 @@ class CompoundLoss(Loss):
 
     def extra_repr(self) -> str:
         return " + ".join(f"{weight:g} * {name}" for name, weight in self.weights_by_name.items())
+
+
+class PresetLoss(CompoundLoss):
+    """A compound whose terms follow from its settings, also from those that are changed later."""
+
+    def __init__(
+        self,
+        *,
+        batch: bool = False,
+        smooth: float | tuple[float, float] = 1.0,
+        empty: Literal["formula", "zero", "skip"] = "formula",
+        soft_label: Literal["product", "l1"] = "product",
+        average: Literal["macro", "micro"] = "macro",
+        **common: Unpack[Options],
+    ) -> None:
+        Loss.__init__(self, **common)
+        self.batch, self.smooth, self.empty, self.soft_label, self.average = batch, smooth, empty, soft_label, average
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        """The weighted terms."""
+        raise NotImplementedError
+
+    def pixel_options(self) -> Options:
+        """What a pixel term shares with the rest; the other options belong to the region term."""
+        return {
+            "mode": self.mode,
+            "from_logits": self.from_logits,
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "class_weight": self.class_weight,
+        }
+
+    def region_options(self) -> RegionOptions:
+        return {
+            **self.pixel_options(),
+            "include_background": self.include_background,
+            "batch": self.batch,
+            "smooth": self.smooth,
+            "empty": self.empty,
+            "soft_label": self.soft_label,
+            "average": self.average,
+        }
+
+    def rebuild(self) -> None:
+        """Makes the terms; every constructor ends with it."""
+        CompoundLoss._set_terms(self, self.build())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if (
+            not name.startswith("_")
+            and name not in ("terms", "weights_by_name", "training")
+            and "terms" in self._modules
+        ):
+            self.rebuild()
+
+    def extra_repr(self) -> str:
+        return Loss.extra_repr(self)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats
-from ._base import CompoundLoss, RegionOptions, number
+from ._base import Loss, PresetLoss, RegionOptions, number
 from .cross_entropy import BalancedCrossEntropyLoss, CrossEntropyLoss
 from .dice import DiceLoss
 from .focal import FocalLoss
 
 __all__ = ["ComboLoss", "DiceCELoss", "DiceFocalLoss"]
 
-SHARED = ("mode", "from_logits", "reduction", "ignore_index", "class_weight")
 
-
-def shared(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that every term takes; the others belong to the region term."""
-    return {name: value for name, value in options.items() if name in SHARED}
-
-
-class ComboLoss(CompoundLoss):
+class ComboLoss(PresetLoss):
     """``alpha`` times cross-entropy weighted by ``beta`` plus ``1 - alpha`` times Dice.
 
     Args:
@@ -41,25 +34,21 @@ class ComboLoss(CompoundLoss):
     def __init__(
         self, *, alpha: float = 0.5, beta: float = 0.5, offset: bool = True, **common: Unpack[RegionOptions]
     ) -> None:
-        self_alpha = number("alpha", alpha, 0, 1)
-        options: dict[str, Any] = dict(common)
-        super().__init__(
-            {
-                "cross_entropy": (
-                    self_alpha,
-                    BalancedCrossEntropyLoss(beta=number("beta", beta, 0, 1), **shared(options)),
-                ),
-                "dice": (1 - self_alpha, DiceLoss(**options)),
-            }
-        )
-        self.alpha, self.beta, self.offset = alpha, beta, bool(offset)
+        super().__init__(**common)
+        self.alpha, self.beta, self.offset = alpha, beta, offset
+        self.rebuild()
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        share = number("alpha", self.alpha, 0, 1)
+        cross_entropy = BalancedCrossEntropyLoss(beta=number("beta", self.beta, 0, 1), **self.pixel_options())
+        return {"cross_entropy": (share, cross_entropy), "dice": (1 - share, DiceLoss(**self.region_options()))}
 
     def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
         value, terms = super().parts(s)
         return value if self.offset else value - (1 - self.alpha), terms
 
 
-class DiceCELoss(CompoundLoss):
+class DiceCELoss(PresetLoss):
     """Dice plus cross-entropy.
 
     Args:
@@ -79,20 +68,19 @@ class DiceCELoss(CompoundLoss):
         label_smoothing: float = 0.0,
         **common: Unpack[RegionOptions],
     ) -> None:
-        options: dict[str, Any] = dict(common)
-        super().__init__(
-            {
-                "dice": (number("lambda_dice", lambda_dice), DiceLoss(**options)),
-                "cross_entropy": (
-                    number("lambda_ce", lambda_ce),
-                    CrossEntropyLoss(label_smoothing=label_smoothing, **shared(options)),
-                ),
-            }
-        )
+        super().__init__(**common)
         self.lambda_dice, self.lambda_ce, self.label_smoothing = lambda_dice, lambda_ce, label_smoothing
+        self.rebuild()
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        cross_entropy = CrossEntropyLoss(label_smoothing=self.label_smoothing, **self.pixel_options())
+        return {
+            "dice": (number("lambda_dice", self.lambda_dice), DiceLoss(**self.region_options())),
+            "cross_entropy": (number("lambda_ce", self.lambda_ce), cross_entropy),
+        }
 
 
-class DiceFocalLoss(CompoundLoss):
+class DiceFocalLoss(PresetLoss):
     """Dice plus focal.
 
     Args:
@@ -114,11 +102,13 @@ class DiceFocalLoss(CompoundLoss):
         gamma: float = 2.0,
         **common: Unpack[RegionOptions],
     ) -> None:
-        options: dict[str, Any] = dict(common)
-        super().__init__(
-            {
-                "dice": (number("lambda_dice", lambda_dice), DiceLoss(**options)),
-                "focal": (number("lambda_focal", lambda_focal), FocalLoss(alpha=alpha, gamma=gamma, **shared(options))),
-            }
-        )
+        super().__init__(**common)
         self.lambda_dice, self.lambda_focal, self.alpha, self.gamma = lambda_dice, lambda_focal, alpha, gamma
+        self.rebuild()
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        focal = FocalLoss(alpha=self.alpha, gamma=self.gamma, **self.pixel_options())
+        return {
+            "dice": (number("lambda_dice", self.lambda_dice), DiceLoss(**self.region_options())),
+            "focal": (number("lambda_focal", self.lambda_focal), focal),
+        }

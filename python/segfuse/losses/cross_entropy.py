@@ -28,6 +28,8 @@ class CrossEntropyLoss(PixelLoss):
     Source: Jadon 2020 (arXiv 2006.14822), II-A and II-B.
     """
 
+    class_weight_words = ("balanced",)
+
     def __init__(
         self,
         *,
@@ -37,8 +39,6 @@ class CrossEntropyLoss(PixelLoss):
     ) -> None:
         super().__init__(class_weight=class_weight, **common)
         self.beta = number("beta", tuple(beta) if isinstance(beta, Sequence) else beta)
-        if isinstance(class_weight, str):
-            one_of("class_weight", class_weight, ("balanced",))
 
     def pixel(self, s: PixelStats) -> Array:
         one, zero = self.entropy(s)
@@ -128,10 +128,16 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
         g = call.geometry
         loss = loss_map(x, call)
         kept = _kept(x, g)
-        if not self.include_background and g.index_target:
-            kept = kept & (x.target.reshape(kept.shape) != 0)
-        rows = loss.shape[0] if self.per_sample else 1
-        flat, valid = loss.reshape(rows, -1), kept.expand_as(loss).reshape(rows, -1)
+        if not self.include_background and g.shape[1] > 1:
+            if g.index_target:
+                kept = kept & (x.target.reshape(kept.shape) != 0)
+            elif g.exclusive:
+                kept = kept & (x.target[:, 1:] != 0).any(1)
+            else:
+                kept = kept.expand_as(loss).clone()
+                kept[:, 0] = False
+        shape = (loss.shape[0], loss[0].numel() if loss.shape[0] else 0) if self.per_sample else (1, loss.numel())
+        flat, valid = loss.reshape(shape), kept.expand_as(loss).reshape(shape)
         total = valid.sum(1, keepdim=True)
         wanted = torch.where(total > 0, (total * self.k / 100).floor().clamp(min=1), 0)
         order = torch.sort(flat.detach().masked_fill(~valid, -1.0), dim=1, descending=True, stable=True).indices
@@ -143,7 +149,8 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
             return top.reshape(loss.shape), []
         if self.reduction == "sum":
             return top.sum(), []
-        return (top.sum(1, keepdim=True, dtype=torch.float64) / wanted.clamp(min=1)).mean().to(loss.dtype), []
+        per_row = top.sum(1, keepdim=True, dtype=torch.float64) / wanted.clamp(min=1)
+        return (per_row.sum() / max(len(per_row), 1)).to(loss.dtype), []
 
 
 def _kept(x: Tensors, g: Geometry) -> Tensor:

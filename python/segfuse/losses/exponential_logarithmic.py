@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats, ratio, where
-from ._base import CompoundLoss, PixelLoss, PixelOptions, RegionOptions, StatsLoss, number
-from .combo import shared
+from ._base import Loss, PixelLoss, PixelOptions, PresetLoss, RegionOptions, StatsLoss, number
 
 __all__ = ["ExponentialLogarithmicLoss"]
 
 
-class ExponentialLogarithmicLoss(CompoundLoss):
+class ExponentialLogarithmicLoss(PresetLoss):
     """``w_dice mean (-log Dice)^gamma_dice + w_cross mean a_y CE^gamma_cross``.
 
     Both terms turn steep again near a perfect prediction.
@@ -39,18 +36,18 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         gamma_cross: float = 0.3,
         **common: Unpack[RegionOptions],
     ) -> None:
-        options: dict[str, Any] = dict(common)
-        region = {name: value for name, value in options.items() if name != "class_weight"}
-        super().__init__(
-            {
-                "dice": (number("w_dice", w_dice), _LogDice(number("gamma_dice", gamma_dice, 1e-6), **region)),
-                "cross_entropy": (
-                    number("w_cross", w_cross),
-                    _PowerCrossEntropy(number("gamma_cross", gamma_cross, 1e-6), **shared(options)),
-                ),
-            }
-        )
+        super().__init__(**common)
         self.w_dice, self.w_cross, self.gamma_dice, self.gamma_cross = w_dice, w_cross, gamma_dice, gamma_cross
+        self.rebuild()
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        region: RegionOptions = {**self.region_options(), "class_weight": None}
+        dice = _LogDice(number("gamma_dice", self.gamma_dice, 1e-6), **region)
+        cross_entropy = _PowerCrossEntropy(number("gamma_cross", self.gamma_cross, 1e-6), **self.pixel_options())
+        return {
+            "dice": (number("w_dice", self.w_dice), dice),
+            "cross_entropy": (number("w_cross", self.w_cross), cross_entropy),
+        }
 
 
 class _LogDice(StatsLoss):

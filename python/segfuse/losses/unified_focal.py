@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats, ratio, where
-from ._base import CompoundLoss, PixelLoss, PixelOptions, RegionOptions, StatsLoss, UnsmoothedRegionOptions, number
-from .combo import shared
+from ._base import Loss, PixelLoss, PixelOptions, PresetLoss, RegionOptions, StatsLoss, UnsmoothedRegionOptions, number
 from .tversky import bounded_power
 
 __all__ = ["UnifiedFocalLoss"]
 
 
-class UnifiedFocalLoss(CompoundLoss):
+class UnifiedFocalLoss(PresetLoss):
     """``lam`` times a focal loss plus ``1 - lam`` times a focal Tversky loss, tied together by ``delta`` and ``gamma``.
 
     Args:
@@ -38,15 +35,17 @@ class UnifiedFocalLoss(CompoundLoss):
         smooth: float | tuple[float, float] = 1e-7,
         **common: Unpack[UnsmoothedRegionOptions],
     ) -> None:
-        options: dict[str, Any] = dict(common, smooth=smooth)
-        settings = (number("delta", delta, 0, 1), number("gamma", gamma, 0, 1), bool(asymmetric))
-        super().__init__(
-            {
-                "focal": (number("lam", lam, 0, 1), _Focal(*settings, **shared(options))),
-                "focal_tversky": (1 - lam, _FocalTversky(*settings, **options)),
-            }
-        )
-        self.lam, (self.delta, self.gamma, self.asymmetric) = lam, settings
+        super().__init__(smooth=smooth, **common)
+        self.lam, self.delta, self.gamma, self.asymmetric = lam, delta, gamma, asymmetric
+        self.rebuild()
+
+    def build(self) -> dict[str, tuple[float, Loss]]:
+        share = number("lam", self.lam, 0, 1)
+        settings = number("delta", self.delta, 0, 1), number("gamma", self.gamma, 0, 1), bool(self.asymmetric)
+        return {
+            "focal": (share, _Focal(*settings, **self.pixel_options())),
+            "focal_tversky": (1 - share, _FocalTversky(*settings, **self.region_options())),
+        }
 
 
 class _Focal(PixelLoss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -258,7 +258,7 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     value = target[where].item()
     if g.index_target:
         rule = f"class numbers 0 to {top}"
-        call = f"ignore_index={value:g}" if value == round(value) else "target.long()"
+        call = f"ignore_index={value:g}" if isfinite(value) and value == round(value) else "target.long()"
     else:
         rule = "values from 0 to 1" if x.target.dtype.is_floating_point else "0 or 1"
         call = f"ignore_index={value:g}, or (target > 0) for a mask of 0 and {value:g}"
