@@ -1213,7 +1213,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
   }
 
   // 2b. g = u dL/dp per class and its mean under p; h = u d loss / d(-log p) per class and its sum
-  SIMD for (int64_t i = 0; i < length; ++i) dot[i] = w[i];
+  SIMD for (int64_t i = 0; i < length; ++i) dot[i] = T(0);
   for (int64_t c = 0; region && c < C; ++c) {
     T *g = s.g + c * s.tile, *pc = s.h;
     const T* e = s.e + c * s.tile;
@@ -1270,13 +1270,16 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
         })
       }
     }
-    for (int64_t c = 0; c < C; ++c) {
-      const T* h = s.h + c * s.tile;
-      SIMD for (int64_t i = 0; i < length; ++i) dot[i] += h[i];
-    }
   }
-  // 3. with h_k including w at the label, and q = 1 - p:  out_k = p_k (g_k - sum g p) + p_k (sum h - h_k) - q_k h_k.
-  //    `dot` is w + sum h - sum g p; nothing here is a difference of large numbers.
+  T* total = s.other;
+  SIMD for (int64_t i = 0; i < length; ++i) total[i] = T(0);
+  for (int64_t c = 0; s.dense_logs && c < C; ++c) {
+    const T* h = s.h + c * s.tile;
+    SIMD for (int64_t i = 0; i < length; ++i) total[i] += h[i];
+  }
+  // 3. with q = 1 - p and w counted at the label only:
+  //    out_k = p_k (g_k - sum g p) + p_k (sum h - h_k + [k != label] w) - q_k (h_k + [k = label] w).
+  //    `dot` is -sum g p, `total` is sum h. The parts are kept apart: w may be so large that the others vanish in it.
   const bool index_logs = s.logs && op.index_target;
   for (int64_t c = 0; c < C; ++c) {
     const T *e = s.e + c * s.tile, *g = s.g + c * s.tile, *h = s.h + c * s.tile, *label = s.label, *q = s.q;
@@ -1287,9 +1290,9 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
     } else {
       SIMD for (int64_t i = 0; i < length; ++i) {
         const bool here = label[i] == mine;
-        const T pc = e[i] * inverse[i];
-        const T own = (s.dense_logs ? h[i] : T(0)) + (index_logs && here ? w[i] : T(0));
-        out[i] = pc * ((region ? g[i] : T(0)) + (dot[i] - own)) - own * (here ? q[i] : T(1) - pc);
+        const T pc = e[i] * inverse[i], hc = s.dense_logs ? h[i] : T(0), wi = index_logs ? w[i] : T(0);
+        const T rest = (total[i] - hc) + (here ? T(0) : wi), own = hc + (here ? wi : T(0));
+        out[i] = (pc * ((region ? g[i] : T(0)) + dot[i]) + pc * rest) - own * (here ? q[i] : T(1) - pc);
       }
     }
     if (out == s.x_copy) store(op, op.output, n, c, begin, length, out);

@@ -98,7 +98,8 @@ def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
     if value is None or (isinstance(value, str) and value in words):
         return value
     if isinstance(value, str):
-        raise ValueError(f"{name} must hold one number per class; got {value!r}. Try: {name}=[1.0, 2.0, ...]")
+        known = "".join(f" or be {word!r}" for word in words)
+        raise ValueError(f"{name} must hold one number per class{known}; got {value!r}. Try: {name}=[1.0, 2.0, ...]")
     values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
         raise ValueError(

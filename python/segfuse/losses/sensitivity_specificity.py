@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops.formula import Array, PixelStats, ratio
+from ..ops.formula import Array, Call, PixelStats, ratio
+from ..ops.pixel_stats import Tensors
 from ._base import RegionOptions, StatsLoss, number, one_of
 
 __all__ = ["SensitivitySpecificityLoss"]
@@ -38,6 +41,14 @@ class SensitivitySpecificityLoss(StatsLoss):
         super().__init__(**common)
         self.form = one_of("form", form, ("ratio", "brosch"))
         self.w, self.r, self.eps = number("w", w, 0, 1), number("r", r, 0, 1), number("eps", eps)
+
+    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.form == "brosch" and x.target.dtype.is_floating_point and not call.geometry.index_target:
+            soft = (x.target > 0) & (x.target < 1)
+            if bool(soft.any()):
+                value = float(x.target[soft][0])
+                raise ValueError(f"form='brosch' needs a target that is 0 or 1 everywhere; got {value:g}. Try: form='ratio'")
+        return super().evaluate(x, call, with_terms)
 
     def formula(self, s: PixelStats) -> Array:
         if self.form == "brosch":
