@@ -241,8 +241,10 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
     dp, dz, dl = u * dp, u * dz, u * dl + coupled
     if softmax:
         # d(-log p_c) / dz_k = p_k - [c = k];  dp_c / dz_k = p_k ([c = k] - p_c)
-        total = dl.sum(1, keepdim=True)
-        out = p * (dp - (dp * p).sum(1, keepdim=True)) + p * (total - dl) - q * dl
+        # The target class is kept apart: its part may be so large that the others would vanish in the sum.
+        at, off = dl * y, dl * (1 - y)
+        others = (off.sum(1, keepdim=True) - off) + (at.sum(1, keepdim=True) - at)
+        out = p * (dp - (dp * p).sum(1, keepdim=True)) + p * others - q * dl
     elif g.activation == "sigmoid":
         out = p * q * dp + dz
     else:
