@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import importlib.metadata
 import json
 import os
@@ -113,7 +114,7 @@ def environment() -> dict[str, Any]:
 
     model = re.search(r"^model name\s*:\s*(.*)$", read("/proc/cpuinfo"), re.MULTILINE)
     try:
-        isa = segfuse()._cpp.isa_info()["used"]
+        isa = importlib.import_module("segfuse._cpp").isa_info()["used"]
     except (ImportError, AttributeError, KeyError):
         isa = None
     packages = ("torch", "segfuse", *PACKAGES.values())
@@ -131,7 +132,11 @@ def environment() -> dict[str, Any]:
         "load_before": os.getloadavg()[0],
         "commit": output("git", "rev-parse", "HEAD"),
         "modified": bool(output("git", "status", "--porcelain", "--untracked-files=no", "--", "../csrc", "../python")),
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+            "segfuse": segfuse().__version__,
+        },
     }
 
 

@@ -61,7 +61,9 @@ def table(results: dict[str, Any]) -> str:
                 )
     versions = machine["versions"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", *PACKAGES.values()) if versions.get(name))
-    shapes = ", ".join(str(list(shape)) for shape in LARGE)
+    measured = {tuple(case["shape"]) for case in results["cases"]}
+    shapes = ", ".join(str(list(shape)) for shape in LARGE if shape in measured)
+    isa = f" ({machine['isa']})" if machine["isa"] else ""
     changed = " with changes" if machine["modified"] else ""
     lines = [
         "Time of forward plus backward as a multiple of segfuse's, lowest to highest over the shapes "
@@ -70,8 +72,8 @@ def table(results: dict[str, Any]) -> str:
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         *small_calls(results.get("small", {})),
-        f"{machine['cpu']} ({machine['isa']}), {machine['threads']} threads; {libraries}; "
-        f"segfuse {versions['segfuse']}, commit {machine['commit'][:10]}{changed}, {machine['date']}.",
+        f"{machine['cpu']}{isa}, {machine['threads']} threads; {libraries}; "
+        f"segfuse {versions['segfuse'] or ''} at commit {machine['commit'][:10]}{changed}, {machine['date']}.",
     ]
     return "\n".join(lines)
 
