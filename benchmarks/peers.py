@@ -220,7 +220,7 @@ def monai(classes: int) -> dict[str, Peer]:
 def smp(classes: int) -> dict[str, Peer]:
     s = part("segmentation_models_pytorch", "losses")
     mode = "binary" if classes == 1 else "multiclass"
-    batch = {"batch": True}
+    batch = {"batch": True, "empty": "zero"}
     dice = s.DiceLoss(mode, smooth=0.5)
     tversky = s.TverskyLoss(mode, smooth=1.0, alpha=0.3, beta=0.7)
     power = s.TverskyLoss(mode, smooth=1.0, alpha=0.3, beta=0.7, gamma=0.75)

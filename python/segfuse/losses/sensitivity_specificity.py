@@ -47,7 +47,9 @@ class SensitivitySpecificityLoss(StatsLoss):
             soft = (x.target > 0) & (x.target < 1)
             if bool(soft.any()):
                 value = float(x.target[soft][0])
-                raise ValueError(f"form='brosch' needs a target that is 0 or 1 everywhere; got {value:g}. Try: form='ratio'")
+                raise ValueError(
+                    f"form='brosch' needs a target that is 0 or 1 everywhere; got {value:g}. Try: form='ratio'"
+                )
         return super().evaluate(x, call, with_terms)
 
     def formula(self, s: PixelStats) -> Array:
