@@ -90,8 +90,13 @@ VARIANTS: list[Variant] = [
     *_variants("CompoundLoss", {}),
 ]
 
-#: a variant and one of its modes
-ALL = [(variant, mode) for variant in VARIANTS for mode in variant.modes]
+#: A variant and a mode: every mode for the first variant of a class, one in turn for the others.
+FIRST = {variant.name: variant for variant in reversed(VARIANTS)}
+ALL = [
+    (variant, mode)
+    for number, variant in enumerate(VARIANTS)
+    for mode in (variant.modes if variant is FIRST[variant.name] else (variant.modes[number % len(variant.modes)],))
+]
 IDS = [f"{variant}-{mode}" for variant, mode in ALL]
 
 

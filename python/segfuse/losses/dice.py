@@ -41,7 +41,7 @@ class DiceLoss(StatsLoss):
         sn, sd = self.smooth
         sizes = s.pred2 + s.true2 if self.squared else s.pred + s.true
         a, b = 2 * s.tp + sn, sizes + sd
-        return where(b > 0, -ratio(a, b).clamp(min=1e-7).log(), 0.0) if self.log_loss else ratio(b - a, b)
+        return where(b == 0, 0.0, -ratio(a, b).clamp(min=1e-7).log()) if self.log_loss else ratio(b - a, b)
 
 
 class LogCoshDiceLoss(DiceLoss):
