@@ -16,20 +16,19 @@ namespace {
 
 struct Isa {
   const char* name;
-  const Kernels* kernels;
+  int number;  // of isa()
   bool supported;
 };
 
 const Isa* isas(int& count) {
   static const Isa all[] = {
 #ifdef SEGFUSE_X86
-      {"avx512", &avx512::kernels,
+      {"avx512", 2,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")},
-      {"avx2", &avx2::kernels,
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")},
+      {"avx2", 1, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")},
 #endif
-      {"baseline", &baseline::kernels, true},
+      {"baseline", 0, true},
   };
   count = sizeof(all) / sizeof(all[0]);
   return all;
@@ -52,7 +51,7 @@ bool in_child = false;
 
 }  // namespace
 
-const Kernels& kernels() { return *chosen().kernels; }
+int isa() { return chosen().number; }
 
 const char* isa_used() { return chosen().name; }
 

@@ -18,7 +18,7 @@ constexpr int64_t SERIAL_ELEMENTS = 1 << 14;  // below this a second thread cost
 
 struct Chunks {
   int64_t planes, classes, per_plane, length, row;
-  Chunks(const PixelStats& op, const Kernels& k) {
+  Chunks(const PixelStats& op, const PixelStatsKernels& k) {
     const bool softmax = op.activation == SOFTMAX;
     classes = softmax ? 1 : op.C;
     planes = op.N * classes;
@@ -38,7 +38,7 @@ struct Free {
 
 // body(n, c, begin, end, chunk, scratch) for every chunk, each on one thread
 template <typename Body>
-void for_each_chunk(const PixelStats& op, const Kernels& k, const Chunks& chunks, int threads, Body body) {
+void for_each_chunk(const PixelStats& op, const PixelStatsKernels& k, const Chunks& chunks, int threads, Body body) {
   const int64_t total = chunks.total();
   const int64_t useful = op.N * op.C * op.S / SERIAL_ELEMENTS + 1;
   const size_t bytes = (k.scratch(op) + 63) / 64 * 64;
@@ -55,7 +55,7 @@ void for_each_chunk(const PixelStats& op, const Kernels& k, const Chunks& chunks
 }  // namespace
 
 int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads) {
-  const Kernels& k = kernels();
+  const PixelStatsKernels& k = pixel_stats_kernels();
   const Chunks chunks(op, k);
   const std::unique_ptr<double[]> partial(new double[std::max<int64_t>(1, chunks.total() * chunks.row)]);
   std::atomic<int64_t> invalid{0};
@@ -77,7 +77,7 @@ int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads) {
 }
 
 void pixel_stats_backward(const PixelStats& op, int threads) {
-  const Kernels& k = kernels();
+  const PixelStatsKernels& k = pixel_stats_kernels();
   for_each_chunk(op, k, Chunks(op, k), threads,
                  [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
                    k.pass(op, n, c, begin, end, nullptr, scratch);
@@ -85,7 +85,7 @@ void pixel_stats_backward(const PixelStats& op, int threads) {
 }
 
 int64_t pixel_stats_map(const PixelStats& op, int threads) {
-  const Kernels& k = kernels();
+  const PixelStatsKernels& k = pixel_stats_kernels();
   std::atomic<int64_t> invalid{0};
   for_each_chunk(op, k, Chunks(op, k), threads,
                  [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {

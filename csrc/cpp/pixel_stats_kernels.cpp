@@ -1401,8 +1401,7 @@ int64_t map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t e
 
 }  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {tile, scratch, pass, map};
+const PixelStatsKernels pixel_stats_table = {tile, scratch, pass, map};
 
 }  // namespace SEGFUSE_ISA
 }  // namespace segfuse
