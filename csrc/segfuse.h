@@ -13,18 +13,20 @@ enum Activation : int { SIGMOID, SOFTMAX, IDENTITY };
 
 // Sums per (sample, class). The order is the contract with ops/pixel_stats.py.
 enum Moment : int {
-  COUNT,       // sum m
-  TRUE_COUNT,  // sum m y
-  WEIGHT,      // sum u
-  TRUE,        // sum u y
-  TRUE2,       // sum u y^2
-  PRED,        // sum u p
-  PRED2,       // sum u p^2
-  TP,          // sum u p y
-  TP2,         // sum u p^2 y
-  L1,          // sum u |p - y|
-  SQ_TRUE,     // sum u y (p - y)^2
-  SQ_FALSE,    // sum u (1 - y) (p - y)^2
+  COUNT,          // sum m
+  TRUE_COUNT,     // sum m y
+  WEIGHT,         // sum u
+  TRUE,           // sum u y
+  TRUE2,          // sum u y^2
+  PRED,           // sum u p
+  PRED2,          // sum u p^2
+  TP,             // sum u p y
+  TP2,            // sum u p^2 y
+  L1,             // sum u |p - y|
+  SQ_TRUE,        // sum u y (p - y)^2
+  SQ_FALSE,       // sum u (1 - y) (p - y)^2
+  DISTANCE_PRED,  // sum u d p          d: the distance map
+  DISTANCE_SQ,    // sum u d (p - y)^2
   MOMENTS
 };
 
@@ -45,6 +47,7 @@ struct Term {
   int kind;
   double a, b;
   int row;
+  bool mapped;  // u d instead of u; under softmax d is the same for every class
 };
 
 // A strided tensor; strides count elements. data == nullptr: absent.
@@ -65,7 +68,7 @@ struct PixelStats {
   int moment[MOMENTS];  // row of each sum, -1 when it is not wanted
   int terms;
   Term term[MAX_TERMS];
-  View input, target, weight, mask;
+  View input, target, weight, mask, distance;
   View output;                // gradient (N, C, *) or loss map
   View upstream;              // gradient of the loss map, or absent
   const double* coefficient;  // [K, N, C], derivative of the loss by each sum

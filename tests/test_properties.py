@@ -76,7 +76,7 @@ def test_kernel_is_the_reference(backend, data):
     plan = Plan([*MOMENTS, *((term, part) for term in (Term("focal", 0), Term("focal", 2)) for part in (0, 1))])
 
     def run(backend: str, x: Tensor) -> tuple[Tensor, ...]:
-        tensors, g = op.check(x, y, **call)
+        tensors, g = op.check(x, y, **call, distance_map=torch.linspace(-3, 3, x.shape[-1]).expand(x.shape))
         k = torch.randn((plan.rows, *g.shape[:2]), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         if g.exclusive:
             k[[plan.row((term, 1)) for term in plan.terms]] = 0

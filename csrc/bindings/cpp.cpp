@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 
 #include "../cpp/threads.h"
@@ -54,19 +55,22 @@ void set_layout(PixelStats& op, const std::vector<int64_t>& spatial,
   }
 }
 
+// Addresses of input, target, weight, mask and distance; 0: absent
+using Inputs = std::array<uintptr_t, 5>;
+
 // Everything about a call but its pointers: the same whenever the same loss meets tensors of the same kind.
 struct Pass {
   PixelStats op{};
 
-  Pass(const std::vector<int>& moments, const std::vector<std::tuple<int, double, double, int>>& terms, int rows,
+  Pass(const std::vector<int>& moments, const std::vector<std::tuple<int, double, double, int, bool>>& terms, int rows,
        const std::vector<int64_t>& shape, int activation, bool index_target, int64_t ignore_index,
        const py::object& input, const py::object& target, const py::object& weight, const py::object& mask,
-       const py::object& output, const py::object& upstream) {
+       const py::object& distance, const py::object& output, const py::object& upstream) {
     if (moments.size() != MOMENTS) throw std::length_error("a plan names the row of every moment");
     if (terms.size() > MAX_TERMS) throw std::length_error("more than 16 pixel terms in one pass");
     op.rows = rows;
     for (int m = 0; m < MOMENTS; ++m) op.moment[m] = moments[m];
-    for (const auto& [kind, a, b, row] : terms) op.term[op.terms++] = {kind, a, b, row};
+    for (const auto& [kind, a, b, row, mapped] : terms) op.term[op.terms++] = {kind, a, b, row, mapped};
     op.N = shape[0];
     op.C = shape[1];
     op.activation = static_cast<Activation>(activation);
@@ -77,17 +81,15 @@ struct Pass {
                 {layout(target), &op.target},
                 {layout(weight), &op.weight},
                 {layout(mask), &op.mask},
+                {layout(distance), &op.distance},
                 {layout(output), &op.output},
                 {layout(upstream), &op.upstream}});
   }
 
-  PixelStats with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output,
-                  uintptr_t upstream, uintptr_t coefficient) const {
+  PixelStats with(const Inputs& inputs, uintptr_t output, uintptr_t upstream, uintptr_t coefficient) const {
     PixelStats call = op;
-    call.input.data = reinterpret_cast<char*>(input);
-    call.target.data = reinterpret_cast<char*>(target);
-    call.weight.data = reinterpret_cast<char*>(weight);
-    call.mask.data = reinterpret_cast<char*>(mask);
+    View* views[] = {&call.input, &call.target, &call.weight, &call.mask, &call.distance};
+    for (size_t i = 0; i < inputs.size(); ++i) views[i]->data = reinterpret_cast<char*>(inputs[i]);
     call.output.data = reinterpret_cast<char*>(output);
     call.upstream.data = reinterpret_cast<char*>(upstream);
     call.coefficient = reinterpret_cast<const double*>(coefficient);
@@ -116,11 +118,11 @@ PYBIND11_MODULE(_cpp, m) {
   forked();  // registers the fork handler
 
   py::class_<Pass>(m, "Pass").def(
-      py::init<const std::vector<int>&, const std::vector<std::tuple<int, double, double, int>>&, int,
+      py::init<const std::vector<int>&, const std::vector<std::tuple<int, double, double, int, bool>>&, int,
                const std::vector<int64_t>&, int, bool, int64_t, const py::object&, const py::object&, const py::object&,
-               const py::object&, const py::object&, const py::object&>(),
+               const py::object&, const py::object&, const py::object&, const py::object&>(),
       py::kw_only(), "moments"_a, "terms"_a, "rows"_a, "shape"_a, "activation"_a, "index_target"_a, "ignore_index"_a,
-      "input"_a, "target"_a, "weight"_a, "mask"_a, "output"_a, "upstream"_a);
+      "input"_a, "target"_a, "weight"_a, "mask"_a, "distance"_a, "output"_a, "upstream"_a);
   py::class_<Code>(m, "Code").def(
       py::init([](std::vector<int32_t> code, std::vector<double> constants, std::vector<int32_t> outputs) {
         return Code{std::move(code), std::move(outputs), std::move(constants)};
@@ -129,40 +131,35 @@ PYBIND11_MODULE(_cpp, m) {
 
   m.def(
       "pixel_stats_forward",
-      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t sums,
-         int threads) {
+      [](const Pass& layout, const Inputs& inputs, uintptr_t sums, int threads) {
         py::gil_scoped_release release;
-        return pixel_stats_forward(layout.with(input, target, weight, mask, 0, 0, 0), pointer<double>(sums), threads);
+        return pixel_stats_forward(layout.with(inputs, 0, 0, 0), pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "sums"_a, "threads"_a);
 
   m.def(
       "pixel_stats_backward",
-      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t grad_input,
-         uintptr_t upstream, uintptr_t coefficient, int threads) {
+      [](const Pass& layout, const Inputs& inputs, uintptr_t grad_input, uintptr_t upstream, uintptr_t coefficient,
+         int threads) {
         py::gil_scoped_release release;
-        pixel_stats_backward(layout.with(input, target, weight, mask, grad_input, upstream, coefficient), threads);
+        pixel_stats_backward(layout.with(inputs, grad_input, upstream, coefficient), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "grad_input"_a, "upstream"_a,
-      "coefficient"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "grad_input"_a, "upstream"_a, "coefficient"_a, "threads"_a);
 
   m.def(
       "pixel_stats_map",
-      [](const Pass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t loss_map,
-         uintptr_t coefficient, int threads) {
+      [](const Pass& layout, const Inputs& inputs, uintptr_t loss_map, uintptr_t coefficient, int threads) {
         py::gil_scoped_release release;
-        return pixel_stats_map(layout.with(input, target, weight, mask, loss_map, 0, coefficient), threads);
+        return pixel_stats_map(layout.with(inputs, loss_map, 0, coefficient), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "loss_map"_a, "coefficient"_a,
-      "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "loss_map"_a, "coefficient"_a, "threads"_a);
 
   m.def(
       "formula_forward",
-      [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
-         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool count_first, uintptr_t value,
-         bool value_is_double, uintptr_t terms, int threads) {
+      [](const Pass& layout, const Code& code, const Inputs& inputs, uintptr_t sums, uintptr_t parameters,
+         uintptr_t grad_input, bool count_first, uintptr_t value, bool value_is_double, uintptr_t terms, int threads) {
         py::gil_scoped_release release;
-        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0),
+        const Evaluation e{layout.with(inputs, grad_input, 0, 0),
                            code.formula(),
                            pointer<double>(sums),
                            pointer<double>(parameters),
@@ -172,16 +169,16 @@ PYBIND11_MODULE(_cpp, m) {
                            count_first};
         return formula_forward(e, pointer<void>(value), value_is_double, pointer<double>(terms), threads);
       },
-      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
-      "grad_input"_a, "count_first"_a, "value"_a, "value_is_double"_a, "terms"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "code"_a, "inputs"_a, "sums"_a, "parameters"_a, "grad_input"_a, "count_first"_a,
+      "value"_a, "value_is_double"_a, "terms"_a, "threads"_a);
 
   m.def(
       "formula_backward",
-      [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
-         uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool ahead, bool written, uintptr_t grad,
-         bool grad_is_double, uintptr_t parameter_grad, int n_parameters, int threads) {
+      [](const Pass& layout, const Code& code, const Inputs& inputs, uintptr_t sums, uintptr_t parameters,
+         uintptr_t grad_input, bool ahead, bool written, uintptr_t grad, bool grad_is_double, uintptr_t parameter_grad,
+         int n_parameters, int threads) {
         py::gil_scoped_release release;
-        const Evaluation e{layout.with(input, target, weight, mask, grad_input, 0, 0),
+        const Evaluation e{layout.with(inputs, grad_input, 0, 0),
                            code.formula(),
                            pointer<double>(sums),
                            pointer<double>(parameters),
@@ -191,9 +188,8 @@ PYBIND11_MODULE(_cpp, m) {
                            false};
         return formula_backward(e, pointer<void>(grad), grad_is_double, pointer<double>(parameter_grad), threads);
       },
-      py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
-      "grad_input"_a, "ahead"_a, "written"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a,
-      "threads"_a);
+      py::kw_only(), "layout"_a, "code"_a, "inputs"_a, "sums"_a, "parameters"_a, "grad_input"_a, "ahead"_a, "written"_a,
+      "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

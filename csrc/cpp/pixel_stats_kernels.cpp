@@ -202,6 +202,17 @@ inline int multiply_weight(const PixelStats& op, int64_t n, int64_t c, int64_t b
   return negative;
 }
 
+// The distance map where a pixel is valid; whatever stands under an ignored one is left out.
+template <typename T>
+inline const T* load_distance(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t length, bool plain,
+                              const T* keep, T* buffer) {
+  if (op.distance.data == nullptr) return buffer;
+  const T* d = row(op, op.distance, n, c, begin, length, buffer);
+  if (plain) return d;
+  SIMD for (int64_t i = 0; i < length; ++i) buffer[i] = keep[i] > T(0) ? d[i] : T(0);
+  return buffer;
+}
+
 // ---------------------------------------------------------------------------------------------------- functions of p
 
 // x^a for x >= 0, with the exponents of the defaults exact and cheap
@@ -212,7 +223,7 @@ inline T power(T x, T a) {
 
 // The sums of one tile of one class that are functions of (p, y); `sum` is a callable (row) -> double&.
 template <bool W, typename T, typename Sum>
-inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u, int64_t length, Sum sum) {
+inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u, const T* d, int64_t length, Sum sum) {
   auto weight = [u](int64_t i) { return W ? u[i] : T(1); };
   const int* row = op.moment;
   if (row[PRED] >= 0 || row[TP] >= 0) {
@@ -239,6 +250,8 @@ inline void moment_sums(const PixelStats& op, const T* p, const T* y, const T* u
   });
   total(SQ_TRUE, [=](int64_t i) { return weight(i) * y[i] * (p[i] - y[i]) * (p[i] - y[i]); });
   total(SQ_FALSE, [=](int64_t i) { return weight(i) * (T(1) - y[i]) * (p[i] - y[i]) * (p[i] - y[i]); });
+  total(DISTANCE_PRED, [=](int64_t i) { return weight(i) * d[i] * p[i]; });
+  total(DISTANCE_SQ, [=](int64_t i) { return weight(i) * d[i] * (p[i] - y[i]) * (p[i] - y[i]); });
   for (int k = 0; k < op.terms; ++k) {
     const Term& term = op.term[k];
     if (term.kind != DSC && term.kind != DSC_PIXEL) continue;
@@ -282,7 +295,7 @@ inline void target_sums(const PixelStats& op, const Target<T>& t, bool weighted,
 
 template <typename T>
 struct MomentGradient {
-  T constant, by_y, by_p, by_py, l1, sq_false, sq_y;
+  T constant, by_y, by_p, by_py, l1, sq_false, sq_y, by_d, by_d_sq;
   bool any, dsc;
   // coefficient(row) -> double
   template <typename Coefficient>
@@ -295,6 +308,8 @@ struct MomentGradient {
     sq_y = T(2) * of(SQ_TRUE) - sq_false;
     by_py = T(2) * of(TP2);
     l1 = of(L1);
+    by_d = of(DISTANCE_PRED);
+    by_d_sq = T(2) * of(DISTANCE_SQ);
     dsc = false;
     for (int k = 0; k < op.terms; ++k) dsc |= op.term[k].kind == DSC || op.term[k].kind == DSC_PIXEL;
     any = dsc;
@@ -304,8 +319,8 @@ struct MomentGradient {
 
 // g = d(loss) / dp without the weight u
 template <typename T, typename Coefficient>
-inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, const T* p, const T* y, int64_t length,
-                            Coefficient coefficient, T* g) {
+inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, const T* p, const T* y, const T* d,
+                            int64_t length, Coefficient coefficient, T* g) {
   if (k.l1 == T(0)) {
     SIMD for (int64_t i = 0; i < length; ++i) g[i] = (k.constant + k.by_y * y[i]) + (k.by_p + k.by_py * y[i]) * p[i];
   } else {
@@ -316,6 +331,9 @@ inline void moment_gradient(const PixelStats& op, const MomentGradient<T>& k, co
   }
   if (k.sq_false != T(0) || k.sq_y != T(0)) {
     SIMD for (int64_t i = 0; i < length; ++i) g[i] += (p[i] - y[i]) * (k.sq_false + k.sq_y * y[i]);
+  }
+  if (k.by_d != T(0) || k.by_d_sq != T(0)) {
+    SIMD for (int64_t i = 0; i < length; ++i) g[i] += d[i] * (k.by_d + k.by_d_sq * (p[i] - y[i]));
   }
   for (int j = 0; k.dsc && j < op.terms; ++j) {
     const Term& term = op.term[j];
@@ -407,12 +425,12 @@ struct Element {  // scratch of one thread
   T p[TILE], d[TILE];             // p and p (1 - p)
   T q[TILE], l[TILE], lq[TILE];   // hard y: of the side that y is on, 1 - p_t, -log p_t and -log(1 - p_t)
   T r[TILE], lp[TILE], lr[TILE];  // both sides: 1 - p, -log p, -log(1 - p)
-  T f[TILE], g[TILE];
+  T f[TILE], g[TILE], h[TILE], distance[TILE];
 };
 
 template <typename T>
 struct ElementTile {
-  const T* p;
+  const T *p, *d;  // probability, distance
   Target<T> t;
   bool weighted;  // u matters
   bool own_side;  // q, l and lq are there; otherwise r, lp and lr
@@ -453,6 +471,7 @@ inline void element_load_target(const PixelStats& op, int64_t n, int64_t c, int6
     SIMD for (int64_t i = 0; i < length; ++i) s.keep[i] = s.u[i];
   }
   if (op.weight.data != nullptr) tile.t.invalid += multiply_weight(op, n, c, begin, length, tile.t.plain, s.u, s.w);
+  tile.d = load_distance(op, n, c, begin, length, tile.t.plain, s.keep, s.distance);
 }
 
 // What the terms of a plan ask of a tile.
@@ -571,9 +590,8 @@ inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t leng
 // Adds d(coefficient . term) / dz (for probabilities: / dp) to f, without the weight.
 template <typename T, typename Coefficient>
 inline void term_gradient(const PixelStats& op, const Term& term, const ElementTile<T>& tile, int64_t length,
-                          Element<T>& s, Coefficient coefficient) {
+                          const Element<T>& s, Coefficient coefficient, T* f) {
   const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y;
-  T* f = s.f;
   const T a = static_cast<T>(term.a);
   const T pos = static_cast<T>(coefficient(term.row)), neg = static_cast<T>(coefficient(term.row + 1));
   const bool raw = op.activation == IDENTITY;
@@ -610,19 +628,25 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
 }
 
 template <typename T>
-inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, const Element<T>& s,
+inline void element_sums(const PixelStats& op, const ElementTile<T>& tile, int64_t length, Element<T>& s,
                          double* partial) {
   auto sum = [partial](int row) -> double& { return partial[row]; };
   target_sums(op, tile.t, tile.weighted, length, sum);
   if (!wants_probabilities(op)) return;
   if (tile.weighted) {
-    moment_sums<true>(op, tile.p, tile.t.y, tile.t.u, length, sum);
+    moment_sums<true>(op, tile.p, tile.t.y, tile.t.u, tile.d, length, sum);
   } else {
-    moment_sums<false>(op, tile.p, tile.t.y, tile.t.u, length, sum);
+    moment_sums<false>(op, tile.p, tile.t.y, tile.t.u, tile.d, length, sum);
   }
   for (int k = 0; k < op.terms; ++k) {
     if (!logarithmic(op.term[k].kind)) continue;
-    if (tile.weighted) {
+    if (op.term[k].mapped) {
+      ElementTile<T> mapped = tile;
+      mapped.t.u = s.h;
+      const T *u = tile.t.u, *d = tile.d;
+      SIMD for (int64_t i = 0; i < length; ++i) s.h[i] = tile.weighted ? u[i] * d[i] : d[i];
+      term_sums<true>(op.term[k], mapped, length, s, sum);
+    } else if (tile.weighted) {
       term_sums<true>(op.term[k], tile, length, s, sum);
     } else {
       term_sums<false>(op.term[k], tile, length, s, sum);
@@ -638,12 +662,22 @@ inline void element_gradient(const PixelStats& op, int64_t n, int64_t c, int64_t
   const T *p = tile.p, *d = s.d, *u = tile.t.u;
   if (logs) {
     SIMD for (int64_t i = 0; i < length; ++i) f[i] = T(0);
-    for (int k = 0; k < op.terms; ++k)
-      if (logarithmic(op.term[k].kind)) term_gradient(op, op.term[k], tile, length, s, coefficient);
+    for (int k = 0; k < op.terms; ++k) {
+      if (!logarithmic(op.term[k].kind)) continue;
+      if (!op.term[k].mapped) {
+        term_gradient(op, op.term[k], tile, length, s, coefficient, f);
+        continue;
+      }
+      T* h = s.h;
+      const T* distance = tile.d;
+      SIMD for (int64_t i = 0; i < length; ++i) h[i] = T(0);
+      term_gradient(op, op.term[k], tile, length, s, coefficient, h);
+      SIMD for (int64_t i = 0; i < length; ++i) f[i] += distance[i] * h[i];
+    }
   }
   T* out = row_out(op, n, c, begin, s.x);
   if (moments.any) {
-    moment_gradient(op, moments, p, tile.t.y, length, coefficient, g);
+    moment_gradient(op, moments, p, tile.t.y, tile.d, length, coefficient, g);
     const bool raw = op.activation == IDENTITY;
     if (logs) {
       SIMD for (int64_t i = 0; i < length; ++i) out[i] = (raw ? g[i] : d[i] * g[i]) + f[i];
@@ -709,13 +743,15 @@ int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, i
       const T a = static_cast<T>(term.a), b = static_cast<T>(term.b);
       const T pos = coefficient(term.row), neg = coefficient(term.row + 1);
       const int kind = term.kind;
-      const bool all = kind == FOCAL_ALL;
+      const bool all = kind == FOCAL_ALL, mapped = term.mapped;
+      const T* d = tile.d;
       if (kind == FOCAL || all) {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD for (int64_t i = 0; i < length; ++i) {
             const T one = pos * (all ? T(1) : y[i]), zero = neg * (all ? T(1) : T(1) - y[i]);
             const T f_one = one * focal<E>(r[i], lp[i], lr[i], a), f_zero = zero * focal<E>(p[i], lr[i], lp[i], a);
-            out[i] += (one != T(0) ? f_one : T(0) * p[i]) + (zero != T(0) ? f_zero : T(0) * p[i]);
+            out[i] +=
+                ((one != T(0) ? f_one : T(0) * p[i]) + (zero != T(0) ? f_zero : T(0) * p[i])) * (mapped ? d[i] : T(1));
           }
         })
         continue;
@@ -725,7 +761,7 @@ int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, i
         const T l = (y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0));
         const T q = power(T(1) - p[i], a) * p[i];
         const T f = kind == POWER ? pow_(l, a) : (kind == DSC ? q : T(1) - (T(2) * q * y[i] + b) / (q + y[i] + b));
-        out[i] += (pos * y[i] + neg * (T(1) - y[i])) * f;
+        out[i] += (pos * y[i] + neg * (T(1) - y[i])) * f * (mapped ? d[i] : T(1));
       }
     }
     if (tile.weighted) {
@@ -748,13 +784,14 @@ struct Softmax {
   T *m, *keep, *inverse, *label, *u, *other,
       *ls;                      // [tile]; keep: valid; label: class number, for dense y the largest class
   T *p, *q, *l, *lq, *w, *dot;  // [tile]; of the class `label`
+  T* distance;                  // [tile]
   T* table;                     // [K, C] coefficients
   int32_t* index;               // [tile] label as a number
   const T** x;                  // [C]
   bool weighted, class_weighted, plain, logs, dense_logs, nonlinear, probabilities;
-  int64_t valid, invalid;
+  int64_t n, begin, valid, invalid;
 
-  static size_t elements(const PixelStats& op) { return (6 * op.C + 13) * softmax_tile(op.C) + op.rows * op.C; }
+  static size_t elements(const PixelStats& op) { return (6 * op.C + 14) * softmax_tile(op.C) + op.rows * op.C; }
   static size_t bytes(const PixelStats& op) {
     return elements(op) * sizeof(T) + softmax_tile(op.C) * sizeof(int32_t) + op.C * sizeof(T*) + 64;
   }
@@ -769,6 +806,7 @@ struct Softmax {
     h = take(C * tile);
     m = take(tile), keep = take(tile), inverse = take(tile), label = take(tile), u = take(tile), other = take(tile);
     ls = take(tile), p = take(tile), q = take(tile), l = take(tile), lq = take(tile), w = take(tile), dot = take(tile);
+    distance = take(tile);
     table = take(op.rows * C);
     x = reinterpret_cast<const T**>(static_cast<T*>(scratch) + (elements(op) + 1) / 2 * 2);
     index = reinterpret_cast<int32_t*>(x + C);
@@ -780,8 +818,7 @@ struct Softmax {
       dense_logs |= op.term[k].kind == FOCAL_ALL;
       nonlinear |= !logarithmic(op.term[k].kind);
     }
-    nonlinear |= op.moment[PRED2] >= 0 || op.moment[TP2] >= 0 || op.moment[L1] >= 0 || op.moment[SQ_TRUE] >= 0 ||
-                 op.moment[SQ_FALSE] >= 0;
+    for (int m = PRED; m < MOMENTS; ++m) nonlinear |= op.moment[m] >= 0 && m != PRED && m != TP;
     probabilities = op.terms > 0 || nonlinear || op.moment[PRED] >= 0 || op.moment[TP] >= 0;
   }
   const T* weight(int64_t c) const { return class_weighted ? u_class + c * tile : u; }
@@ -830,6 +867,7 @@ inline void softmax_target(const PixelStats& op, int64_t n, int64_t begin, int64
 // Targets and weights of one tile.
 template <typename T>
 inline void softmax_load_target(const PixelStats& op, int64_t n, int64_t begin, int64_t length, Softmax<T>& s) {
+  s.n = n, s.begin = begin;
   softmax_target(op, n, begin, length, s);
   T* u = s.u;
   const bool plain = s.plain;
@@ -857,6 +895,11 @@ inline void softmax_load_target(const PixelStats& op, int64_t n, int64_t begin, 
       SIMD for (int64_t i = 0; i < length; ++i) own[i] *= up[i];
     }
   }
+}
+
+template <typename T>
+inline const T* class_distance(const PixelStats& op, const Softmax<T>& s, int64_t c, int64_t length) {
+  return load_distance(op, s.n, c, s.begin, length, s.plain, s.keep, s.distance);
 }
 
 // Exponentials, their sum and the target class's probability. `slope` (for the gradient) additionally sums slope . e
@@ -1059,12 +1102,12 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
     for (int64_t c = 0; c < C; ++c) {
       const T* e = s.e + c * s.tile;
       SIMD for (int64_t i = 0; i < length; ++i) p[i] = e[i] * inverse[i];
-      const T* y = class_target(op, s, c, length, s.dot);
+      const T *y = class_target(op, s, c, length, s.dot), *d = class_distance(op, s, c, length);
       auto sum = [=](int k) -> double& { return partial[k * C + c]; };
       if (s.weighted) {
-        moment_sums<true>(op, p, y, s.weight(c), length, sum);
+        moment_sums<true>(op, p, y, s.weight(c), d, length, sum);
       } else {
-        moment_sums<false>(op, p, y, u, length, sum);
+        moment_sums<false>(op, p, y, u, d, length, sum);
       }
     }
   }
@@ -1101,6 +1144,8 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
     const Term& term = op.term[k];
     const T a = static_cast<T>(term.a);
     if (!logarithmic(term.kind)) continue;
+    const bool mapped = term.mapped;
+    const T* d = class_distance(op, s, 0, length);
     if (op.index_target && term.kind != FOCAL_ALL) {
       T* f = s.w;
       if (term.kind == POWER) {
@@ -1108,6 +1153,9 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
       } else {
         SEGFUSE_WITH_EXPONENT(
             term.a, { SIMD for (int64_t i = 0; i < length; ++i) f[i] = focal<E>(s.q[i], s.l[i], s.lq[i], a); })
+      }
+      if (mapped) {
+        SIMD for (int64_t i = 0; i < length; ++i) f[i] *= d[i];
       }
       scatter_weighted(term.row, f);
       continue;
@@ -1122,13 +1170,15 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
       const bool all = term.kind == FOCAL_ALL;
       T sum = 0;
       if (term.kind == POWER) {
-        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) sum += (s.weighted ? own[i] : T(1)) * y[i] * whole[i];
+        SIMD_SUM(sum)
+        for (int64_t i = 0; i < length; ++i) sum +=
+            (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i] * whole[i];
       } else {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
-            const T factor = all ? T(1) : y[i];
-            sum += factor > T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
+            const T factor = (all ? T(1) : y[i]) * (mapped ? d[i] : T(1));
+            sum += factor != T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
           }
         })
       }
@@ -1165,6 +1215,10 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
     const T* coefficient = table + term.row * C;
     T* own = s.g;
     for (int64_t i = 0; i < length; ++i) own[i] = coefficient[index[i]];
+    if (term.mapped) {
+      const T* d = class_distance(op, s, 0, length);
+      SIMD for (int64_t i = 0; i < length; ++i) own[i] *= d[i];
+    }
     if (term.kind == POWER) {
       SIMD for (int64_t i = 0; i < length; ++i) w[i] +=
           own[i] * (s.l[i] > T(0) ? a * power(s.l[i], a - T(1)) : T(0) * s.l[i]);
@@ -1221,7 +1275,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
     auto coefficient = [=](int k) { return table[k * C + c]; };
     const MomentGradient<T> moments(op, coefficient);
     const T* y = class_target(op, s, c, length, s.other);
-    moment_gradient(op, moments, pc, y, length, coefficient, g);
+    moment_gradient(op, moments, pc, y, class_distance(op, s, c, length), length, coefficient, g);
     if (s.weighted) {
       const T* own = s.weight(c);
       SIMD for (int64_t i = 0; i < length; ++i) g[i] *= own[i];
@@ -1238,6 +1292,8 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
       const T a = static_cast<T>(term.a);
       if (!logarithmic(term.kind) || (op.index_target && term.kind != FOCAL_ALL)) continue;
       const T* coefficient = table + term.row * C;
+      const bool mapped = term.mapped;
+      const T* d = class_distance(op, s, 0, length);
       if (term.kind == POWER) {
         T *whole = s.other, *slope = s.p;
         dense_cross_entropy(s, length, whole);
@@ -1248,7 +1304,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
               coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
         }
         SIMD for (int64_t i = 0; i < length; ++i) slope[i] *=
-            whole[i] > T(0) ? a * power(whole[i], a - T(1)) : T(0) * whole[i];
+            (whole[i] > T(0) ? a * power(whole[i], a - T(1)) : T(0) * whole[i]) * (mapped ? d[i] : T(1));
         for (int64_t c = 0; c < C; ++c) {
           const T* y = s.y + c * s.tile;
           T* h = s.h + c * s.tile;
@@ -1265,7 +1321,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
           SIMD for (int64_t i = 0; i < length; ++i) {
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
             const T slope = softmax_slope<E>(v.p, v.q, v.l, v.lq, a);
-            h[i] += scale * (all ? T(1) : y[i]) * slope * (s.weighted ? own[i] : T(1));
+            h[i] += scale * (all ? T(1) : y[i]) * slope * (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1));
           }
         })
       }
@@ -1346,7 +1402,8 @@ int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int
     for (int k = 0; k < op.terms; ++k) {
       const Term& term = op.term[k];
       const T a = static_cast<T>(term.a);
-      const bool all = term.kind == FOCAL_ALL;
+      const bool all = term.kind == FOCAL_ALL, mapped = term.mapped;
+      const T* d = class_distance(op, s, 0, length);
       auto coefficient = [&](int64_t c) { return static_cast<T>(op.coefficient[(term.row * op.N + n) * C + c]); };
       const bool own_class = op.index_target && !all;
       if (term.kind == POWER) {
@@ -1362,7 +1419,8 @@ int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int
         const T scale = coefficient(c), mine = static_cast<T>(c);
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD for (int64_t i = 0; i < length; ++i) {
-            const T factor = all ? T(1) : (own_class ? (s.label[i] == mine ? T(1) : T(0)) : y[i]);
+            const T factor =
+                (all ? T(1) : (own_class ? (s.label[i] == mine ? T(1) : T(0)) : y[i])) * (mapped ? d[i] : T(1));
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL && term.kind != POWER);
             const T l = own_class ? s.l[i] : v.l;
             const T f = term.kind == POWER ? whole[i] : focal<E>(v.q, l, v.lq, a);

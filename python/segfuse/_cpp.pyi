@@ -12,7 +12,7 @@ class Pass:
         self,
         *,
         moments: Sequence[int],
-        terms: Sequence[tuple[int, float, float, int]],
+        terms: Sequence[tuple[int, float, float, int, bool]],
         rows: int,
         shape: Sequence[int],
         activation: int,
@@ -22,6 +22,7 @@ class Pass:
         target: Layout,
         weight: Layout,
         mask: Layout,
+        distance: Layout,
         output: Layout,
         upstream: Layout,
     ) -> None: ...
@@ -30,32 +31,24 @@ class Code:
     def __init__(self, *, code: Sequence[int], constants: Sequence[float], outputs: Sequence[int]) -> None: ...
 
 # Tensors are addresses; 0 stands for none.
-def pixel_stats_forward(
-    *, layout: Pass, input: int, target: int, weight: int, mask: int, sums: int, threads: int
-) -> int: ...
+Inputs = tuple[int, int, int, int, int]  # input, target, weight, mask, distance
+
+def pixel_stats_forward(*, layout: Pass, inputs: Inputs, sums: int, threads: int) -> int: ...
 def pixel_stats_backward(
     *,
     layout: Pass,
-    input: int,
-    target: int,
-    weight: int,
-    mask: int,
+    inputs: Inputs,
     grad_input: int,
     upstream: int,
     coefficient: int,
     threads: int,
 ) -> None: ...
-def pixel_stats_map(
-    *, layout: Pass, input: int, target: int, weight: int, mask: int, loss_map: int, coefficient: int, threads: int
-) -> int: ...
+def pixel_stats_map(*, layout: Pass, inputs: Inputs, loss_map: int, coefficient: int, threads: int) -> int: ...
 def formula_forward(
     *,
     layout: Pass,
     code: Code,
-    input: int,
-    target: int,
-    weight: int,
-    mask: int,
+    inputs: Inputs,
     sums: int,
     parameters: int,
     grad_input: int,
@@ -69,10 +62,7 @@ def formula_backward(
     *,
     layout: Pass,
     code: Code,
-    input: int,
-    target: int,
-    weight: int,
-    mask: int,
+    inputs: Inputs,
     sums: int,
     parameters: int,
     grad_input: int,

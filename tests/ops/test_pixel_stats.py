@@ -57,6 +57,11 @@ PLANS: dict[str, list[Row]] = {  # a kernel may take a shortcut for any of these
     "dsc_pixel": ["count", *both(Term("dsc_pixel", 1, 1), Term("dsc_pixel", 0.5, 2))],
     "dice_and_cross_entropy": ["tp", "pred", "true", "n", "count", *both(CE)],
     "dice_and_focal": ["tp", "pred", "true", "n", "count", *both(FOCAL)],
+    "distance_pred": ["distance_pred", "count"],
+    "distance_sq": ["distance_sq", "count"],
+    "mapped": both(Term("focal", 0, mapped=True)),
+    "mapped_and_not": ["tp", "distance_sq", *both(CE, Term("focal", 0, mapped=True), Term("focal", 2, mapped=True))],
+    "mapped_smoothed": both(Term("focal_all", 0, mapped=True), Term("power", 0.5, mapped=True)),
     "moments_and_terms": ["sq_false", "l1", "pred", *both(Term("focal", 1.5), Term("dsc", 1))],
 }
 
@@ -110,8 +115,20 @@ def run(backend: str, x: Tensors, g: Geometry, plan: Plan, with_map: bool = True
     return out
 
 
+def distances(x: Tensor, call: dict[str, Any], per_pixel: bool) -> Tensor:
+    """Of either sign and of every class or, where ``per_pixel``, of the pixel; NaN under the mask."""
+    shape = (x.shape[0], 1, *x.shape[2:]) if per_pixel else x.shape
+    d = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    mask = call.get("mask")
+    if mask is not None:
+        mask = mask.unsqueeze(1) if mask.ndim < x.ndim else mask
+        d = d.masked_fill((mask == 0).all(1, keepdim=True), torch.nan)
+    return d
+
+
 def compare(backend: str, x: Tensor, y: Tensor, call: dict[str, Any], wanted: list[Row]) -> None:
     plan = Plan(wanted)
+    call = call | {"distance_map": distances(x, call, any(term.mapped for term in plan.terms))}
     before = [t.clone() for t in (x, y, *(v for v in call.values() if isinstance(v, Tensor)))]
     tensors, g = op.check(x, y, **call)
     exact_tensors, exact_g = op.check(x.double(), y, **call)
@@ -178,6 +195,7 @@ def test_layout_does_not_change_the_sums(backend, layout, plan):
     plain = Case((2, 3, 6, 70), layout="expanded")  # whose samples repeat: every layout can hold it
     x, y, call = make(plain, torch.float32)
     wanted = Plan(EVERYTHING if plan == "everything" else PLANS[plan])
+    call["distance_map"] = distances(x, call, False)
     contiguous = run(backend, *op.check(x.contiguous(), y, **call), wanted)
     moved = run(backend, *op.check(_moved(x, layout), y, **call), wanted)
     assert all(same(contiguous[name], moved[name]) for name in contiguous)
@@ -207,7 +225,7 @@ def test_nothing_comes_from_ignored_pixels(backend, case, plan):
     from cases import kept
 
     x, y, call = make(CASES[case], torch.float32)
-    tensors, g = op.check(x, y, **call)
+    tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
     out = run(backend, tensors, g, Plan(EVERYTHING if plan == "everything" else PLANS[plan]))
     assert all(value.isfinite().all() for value in out.values())
     gone = ~kept(CASES[case], y, call.get("mask"), call["ignore_index"])
@@ -225,7 +243,7 @@ def test_nan_stays_in_its_group(backend, case, plan):
     y = torch.where(y == -100, 0, y)
     x = x.clone()
     x[0, -1].view(-1)[5] = torch.nan
-    tensors, g = op.check(x, y, **call)
+    tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
     wanted = Plan(EVERYTHING if plan == "everything" else PLANS[plan])
     out = run(backend, tensors, g, wanted)
     sums = torch.stack([value for name, value in out.items() if name.startswith("sum")])
@@ -257,6 +275,7 @@ def definition(x: Tensor, y: Tensor, call: dict[str, Any], g: Geometry, row: Row
     y = y.reshape(x.shape).double()
     w = call.get("weight_map")
     u = torch.ones_like(x) if w is None else (w[:, None] if w.ndim < x.ndim else w).expand(x.shape).double()
+    d = distances(x, call, True).double()
     one = torch.ones_like(x)
     if isinstance(row, str):
         value = {
@@ -272,6 +291,8 @@ def definition(x: Tensor, y: Tensor, call: dict[str, Any], g: Geometry, row: Row
             "l1": u * (p - y).abs(),
             "sq_true": u * y * (p - y) ** 2,
             "sq_false": u * (1 - y) * (p - y) ** 2,
+            "distance_pred": u * d * p,
+            "distance_sq": u * d * (p - y) ** 2,
         }[row]
     else:
         term, part = row
@@ -287,6 +308,7 @@ def definition(x: Tensor, y: Tensor, call: dict[str, Any], g: Geometry, row: Row
                 "dsc": t * q,
                 "dsc_pixel": t * (1 - (2 * q * y + term.b) / (q + y + term.b)),
             }[term.kind]
+            * (d if term.mapped else 1)
         )
     return value.flatten(2).sum(2) if x.ndim > 2 else value
 
@@ -303,12 +325,16 @@ def definition(x: Tensor, y: Tensor, call: dict[str, Any], g: Geometry, row: Row
     ],
     ids=["index", "soft", "one_vs_rest", "binary", "multilabel", "probabilities"],
 )
-@pytest.mark.parametrize("row", [*EVERYTHING, *both(Term("focal", 1.5), Term("dsc", 0.5), Term("power", 2.5))], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [*EVERYTHING, *both(Term("focal", 1.5), Term("dsc", 0.5), Term("power", 2.5), Term("focal", 2, mapped=True))],
+    ids=str,
+)
 def test_reference_is_the_definition(case, row):
     x, y, call = make(case, torch.float64)
     x = x.clamp(1e-3, 1 - 1e-3) if not case.from_logits else x
     x.requires_grad_()
-    tensors, g = op.check(x, y, **call)
+    tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
     if row not in rows(g, Plan([row])):
         pytest.skip("a logarithmic term of exclusive classes has one part")
     expected = definition(x, y, call, g, row)
@@ -343,7 +369,7 @@ def test_gradcheck(backend, case):
     )
 
     def total(x: Tensor) -> Tensor:
-        tensors, g = op.check(x, y, **call)
+        tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
         return (coefficients(g, plan) * op.sums(tensors, g, plan)).sum()
 
     x.requires_grad_()
@@ -369,7 +395,7 @@ def test_gradcheck(backend, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_same_bits_for_any_number_of_threads(backend, case, dtype, threads):
     x, y, call = make(case, dtype)
-    tensors, g = op.check(x, y, **call)
+    tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
     logarithmic = Plan([row for row in EVERYTHING if isinstance(row, str) or row[0].kind in LOGARITHMIC])
 
     def results(count: int) -> dict[str, Tensor]:
@@ -387,7 +413,7 @@ def test_same_bits_for_any_number_of_threads(backend, case, dtype, threads):
 @pytest.mark.parametrize("backend", FAST)
 def test_same_bits_every_time(backend):
     x, y, call = make(Case((2, 3, 150, 151)), torch.float32)
-    tensors, g = op.check(x, y, **call)
+    tensors, g = op.check(x, y, **call, distance_map=distances(x, call, True))
     first = run(backend, tensors, g, Plan(EVERYTHING))
     for _ in range(3):
         again = run(backend, tensors, g, Plan(EVERYTHING))

@@ -269,15 +269,18 @@ class PixelStats:
         """The classes of a pixel exclude each other."""
         return self.geometry.exclusive
 
-    def term(self, kind: str, a: float = 0.0, b: float = 0.0) -> tuple[Array, Array]:
-        """(sum u y f(p), sum u (1 - y) f(1 - p)); under softmax the second of a logarithmic term is 0."""
-        term = Term(kind, float(a), float(b))
+    def term(self, kind: str, a: float = 0.0, b: float = 0.0, mapped: bool = False) -> tuple[Array, Array]:
+        """(sum u y f(p), sum u (1 - y) f(1 - p)); under softmax the second of a logarithmic term is 0.
+
+        ``mapped``: each pixel times the distance map.
+        """
+        term = Term(kind, float(a), float(b), mapped)
         second = 0.0 if self.multiclass and not kind.startswith("dsc") else self._get((term, 1))
         return self._get((term, 0)), second
 
-    def focal(self, gamma: float = 0.0) -> tuple[Array, Array]:
+    def focal(self, gamma: float = 0.0, mapped: bool = False) -> tuple[Array, Array]:
         """(sum u y (1-p)^gamma (-log p), sum u (1-y) p^gamma (-log(1-p))); gamma = 0 is cross-entropy."""
-        return self.term("focal", gamma)
+        return self.term("focal", gamma, mapped=mapped)
 
     def power(self, exponent: float) -> tuple[Array, Array]:
         """Sums of the pixel's cross-entropy raised to ``exponent``, split by y and 1 - y."""
@@ -467,15 +470,15 @@ class _Evaluate(torch.autograd.Function):
         if invalid:
             op.raise_invalid(x, call.geometry)
         ctx.call, ctx.ahead = call, grad
-        ctx.save_for_backward(input, x.target, x.weight, x.mask, sums, held, *parameters)
+        ctx.save_for_backward(*x._replace(input=input), sums, held, *parameters)
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         call = ctx.call
-        input, target, weight, mask, sums, held, *parameters = ctx.saved_tensors
-        x = Tensors(input, target, weight, mask)
-        if torch.is_grad_enabled() and (input.requires_grad or grads[0].requires_grad):
+        *given, sums, held = ctx.saved_tensors[:7]
+        x, parameters = Tensors(*given), list(ctx.saved_tensors[7:])
+        if torch.is_grad_enabled() and (x.input.requires_grad or grads[0].requires_grad):
             needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
             first, *rest = _by_reference(x, call.geometry, call.formula, grads[0], parameters, needs)
             return first, None, None, None, None, *rest

@@ -18,7 +18,7 @@ Mode = Literal["auto", "binary", "multilabel", "multiclass"]
 MODES = ("auto", "binary", "multilabel", "multiclass")
 
 #: Sums per (sample, class) in the order of ``enum Moment`` in csrc/segfuse.h. m: valid, u: m times the weight map,
-#: p: probability, y: target.
+#: p: probability, y: target, d: distance map.
 MOMENTS = {
     "count": "sum m",
     "true_count": "sum m y",
@@ -32,6 +32,8 @@ MOMENTS = {
     "l1": "sum u |p - y|",
     "sq_true": "sum u y (p - y)^2",
     "sq_false": "sum u (1 - y) (p - y)^2",
+    "distance_pred": "sum u d p",
+    "distance_sq": "sum u d (p - y)^2",
 }
 COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the target alone: no gradient
 #: Terms in the order of ``enum TermKind``. Each is summed as (sum u y f(p), sum u (1 - y) f(1 - p)).
@@ -52,11 +54,15 @@ LABELS = FLOATING + (
 
 
 class Term(NamedTuple):
-    """A pixel term: its kind, the exponent ``a`` and, for ``dsc_pixel``, the smoothing ``b``."""
+    """A pixel term: its kind, the exponent ``a`` and, for ``dsc_pixel``, the smoothing ``b``.
+
+    ``mapped`` terms weigh every pixel by the distance map too; under softmax that map has one value per pixel.
+    """
 
     kind: str
     a: float = 0.0
     b: float = 0.0
+    mapped: bool = False
 
 
 Row = str | tuple[Term, int]  # a moment, or (term, part): part 0 belongs to y, part 1 to 1 - y
@@ -84,7 +90,7 @@ class Plan:
         """The plan as the bindings take it; a moment that is not wanted has row -1."""
         return {
             "moments": [self._number.get(name, -1) for name in MOMENTS],
-            "terms": [(TERMS.index(t.kind), t.a, t.b, self._first[t]) for t in self.terms],
+            "terms": [(TERMS.index(t.kind), t.a, t.b, self._first[t], t.mapped) for t in self.terms],
             "rows": self.rows,
         }
 
@@ -102,6 +108,7 @@ class Tensors(NamedTuple):
     target: Tensor
     weight: Tensor | None
     mask: Tensor | None
+    distance: Tensor | None = None  # (N, *spatial), (N, 1, *spatial) or (N, C, *spatial), of either sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +150,15 @@ def check(
     ignore_index: int = -100,
     weight_map: Tensor | None = None,
     mask: Tensor | None = None,
+    distance_map: Tensor | None = None,
 ) -> tuple[Tensors, Geometry]:
     """Checks every argument of a call; what comes out may be passed to a kernel as raw pointers.
 
     ``one_vs_rest`` treats every class of a multiclass target as a sigmoid problem of its own.
     """
-    for name, x in (("input", input), ("target", target), ("weight_map", weight_map), ("mask", mask)):
-        if x is None and name in ("weight_map", "mask"):
+    optional = {"weight_map": weight_map, "mask": mask, "distance_map": distance_map}
+    for name, x in {"input": input, "target": target, **optional}.items():
+        if x is None and name in optional:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}. Try: torch.as_tensor({name})")
@@ -162,7 +171,7 @@ def check(
             f"input must be float32, float64, float16 or bfloat16 (logits, or probabilities with from_logits=False); "
             f"got {input.dtype}. Try: loss(input.float(), target), and mind the order: input first, then target"
         )
-    for name, x in (("target", target), ("weight_map", weight_map), ("mask", mask)):
+    for name, x in {"target": target, **optional}.items():
         if x is not None and x.dtype not in LABELS:
             raise TypeError(
                 f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
@@ -211,22 +220,21 @@ def check(
             f"target must be {shape}{' or ' + str(flat) if mode == 'binary' else ''} for mode={mode!r}; got {given}",
             "target.reshape(input.shape)",
         )
-    for name, x in (("weight_map", weight_map), ("mask", mask)):
+    for name, x in optional.items():
         if x is None:
             continue
-        per_class = name == "weight_map" or mode != "multiclass"
+        per_class = name != "mask" or mode != "multiclass"
         if tuple(x.shape) not in ((flat, single, shape) if per_class else (flat, single)):
             allowed = f"{flat}, {single} or {shape}" if per_class else f"{flat} or {single}"
             _fail(f"{name} must be {allowed} for input {shape}; got {_shape(x)}", f"{name}.expand(...) to one of these")
-    if weight_map is not None and weight_map.requires_grad:
-        _fail("weight_map carries a gradient, which is not computed", "weight_map.detach()")
-    if target.requires_grad:
-        _fail("target carries a gradient, which is not computed", "target.detach()")
+    for name, x in {"target": target, **optional}.items():
+        if x is not None and x.requires_grad:
+            _fail(f"{name} carries a gradient, which is not computed", f"{name}.detach()")
 
     exclusive = mode == "multiclass" and not one_vs_rest
     activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
     map_shape = flat if exclusive else tuple(input.shape)
-    tensors = Tensors(_plain(input), _plain(target), _plain(weight_map), _plain(mask))
+    tensors = Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map)))
     return tensors, Geometry(shape, mode, activation, exclusive, index_target, ignore_index, map_shape)
 
 
@@ -354,18 +362,20 @@ def pixel_stats(
     ignore_index: int = -100,
     weight_map: Tensor | None = None,
     mask: Tensor | None = None,
+    distance_map: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Soft confusion sums of every sample and class in one pass over memory, differentiable.
 
     Args:
         input: logits ``(N, C, *spatial)``, or probabilities with ``from_logits=False``.
         target: class numbers ``(N, *spatial)``, or 0/1 or soft masks shaped like ``input``.
-        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq_true sq_false``
-            (``segfuse.ops.pixel_stats.MOMENTS`` says what each is).
+        wanted: names of the sums, from ``count true_count n true true2 pred pred2 tp tp2 l1 sq_true sq_false
+            distance_pred distance_sq`` (``segfuse.ops.pixel_stats.MOMENTS`` says what each is).
         mode: ``"binary"`` and ``"multilabel"`` use a sigmoid, ``"multiclass"`` a softmax.
         ignore_index: target value whose pixels are left out.
         weight_map: ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``, >= 0.
         mask: nonzero where a pixel counts.
+        distance_map: what the last two sums weigh the pixels by, shaped like ``weight_map``, of either sign.
     Returns:
         for every name a float64 tensor ``(N, C)``.
     Raises:
@@ -380,8 +390,17 @@ def pixel_stats(
             f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}",
             'wanted=("tp", "pred", "true")',
         )
+    if distance_map is None and any(name.startswith("distance") for name in wanted):
+        _fail(f"a sum with distances needs a distance_map; got wanted={wanted!r} and none", "distance_map=...")
     x, g = check(
-        input, target, mode=mode, from_logits=from_logits, ignore_index=ignore_index, weight_map=weight_map, mask=mask
+        input,
+        target,
+        mode=mode,
+        from_logits=from_logits,
+        ignore_index=ignore_index,
+        weight_map=weight_map,
+        mask=mask,
+        distance_map=distance_map,
     )
     plan = Plan(wanted)
     rows = sums(x, g, plan)

@@ -30,7 +30,7 @@ def forward(
     invalid = _cpp.formula_forward(
         layout=_native(call, x),
         code=f.native,
-        **pointers(x),
+        inputs=pointers(x),
         sums=sums.data_ptr(),
         parameters=0 if parameters is None else parameters.data_ptr(),
         grad_input=0 if grad is None else grad.data_ptr(),
@@ -38,6 +38,7 @@ def forward(
         value=value.data_ptr(),
         value_is_double=call.dtype == torch.float64,
         terms=0 if terms is None else terms.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return value, invalid, sums, grad
 
@@ -52,7 +53,7 @@ def backward(
     factor = _cpp.formula_backward(
         layout=_native(call, x),
         code=call.formula.native,
-        **pointers(x),
+        inputs=pointers(x),
         sums=sums.data_ptr(),
         parameters=0 if parameters is None else parameters.data_ptr(),
         grad_input=0 if grad_input is None else grad_input.data_ptr(),
@@ -62,6 +63,7 @@ def backward(
         grad_is_double=call.dtype == torch.float64,
         parameter_grad=0 if parameter_grad is None else parameter_grad.data_ptr(),
         n_parameters=0 if parameters is None else parameters.numel(),
+        threads=torch.get_num_threads(),
     )
     if factor != 1.0 and grad_input is not None:
         grad_input.mul_(factor)

@@ -66,19 +66,21 @@ def layout(
         target=_layout(x.target, g),
         weight=_layout(x.weight, g),
         mask=_layout(x.mask, g),
+        distance=_layout(x.distance, g),
         output=_layout(output, g),
         upstream=_layout(upstream, g),
     )
 
 
-def pointers(x: Tensors) -> dict[str, int]:
-    return {
-        "input": x.input.data_ptr(),
-        "target": x.target.data_ptr(),
-        "weight": 0 if x.weight is None else x.weight.data_ptr(),
-        "mask": 0 if x.mask is None else x.mask.data_ptr(),
-        "threads": torch.get_num_threads(),
-    }
+def pointers(x: Tensors) -> tuple[int, int, int, int, int]:
+    input, target, weight, mask, distance = x
+    return (
+        input.data_ptr(),
+        target.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        0 if distance is None else distance.data_ptr(),
+    )
 
 
 def empty_gradient(input: Tensor) -> Tensor:
@@ -92,17 +94,21 @@ def empty_gradient(input: Tensor) -> Tensor:
 def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
     """Sums ``(K, N, C)`` and the number of targets or weights out of range."""
     sums = torch.empty((plan.rows, *g.shape[:2]), dtype=torch.float64)
-    return sums, _cpp.pixel_stats_forward(layout=layout(x, g, plan), **pointers(x), sums=sums.data_ptr())
+    invalid = _cpp.pixel_stats_forward(
+        layout=layout(x, g, plan), inputs=pointers(x), sums=sums.data_ptr(), threads=torch.get_num_threads()
+    )
+    return sums, invalid
 
 
 def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
     grad = empty_gradient(x.input)
     _cpp.pixel_stats_backward(
         layout=layout(x, g, plan, grad, upstream),
-        **pointers(x),
+        inputs=pointers(x),
         grad_input=grad.data_ptr(),
         upstream=0 if upstream is None else upstream.data_ptr(),
         coefficient=coefficient.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return grad
 
@@ -111,6 +117,10 @@ def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
     out = torch.empty(g.map_shape, dtype=dtype)
     invalid = _cpp.pixel_stats_map(
-        layout=layout(x, g, plan, out), **pointers(x), loss_map=out.data_ptr(), coefficient=coefficient.data_ptr()
+        layout=layout(x, g, plan, out),
+        inputs=pointers(x),
+        loss_map=out.data_ptr(),
+        coefficient=coefficient.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return out, invalid

@@ -31,6 +31,7 @@ class _Pixels:
     y: Tensor
     m: Tensor  # 1 valid, 0 not
     u: Tensor  # m times the weight map
+    d: Tensor  # distance map, 0 where not valid; 1 without one
     invalid: int
 
 
@@ -67,6 +68,9 @@ def _pixels(x: Tensors, g: Geometry) -> _Pixels:
     u = m.to(z.dtype)
     if x.weight is not None:
         u = torch.where(m, _expand(x.weight, g).to(z.dtype), 0)
+    d = torch.ones_like(u)
+    if x.distance is not None:
+        d = torch.where(m, _expand(x.distance, g).to(z.dtype), 0)
 
     if g.activation == "identity":
         p, q = z, 1 - z
@@ -86,7 +90,7 @@ def _pixels(x: Tensors, g: Geometry) -> _Pixels:
         q = torch.where(is_top, others / (one + others), 1 - p)
         lp = (top.detach() - z) + torch.log1p(others + (one - 1))
         lq = -torch.log(q)
-    return _Pixels(p, q, lp, lq, y, m, u, invalid)
+    return _Pixels(p, q, lp, lq, y, m, u, d, invalid)
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -118,6 +122,9 @@ def _entropy(x: _Pixels, g: Geometry) -> Tensor:
 
 def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
     """What one term adds up: the parts of y and of 1 - y, without the weight u."""
+    if term.mapped:
+        one, zero = _parts(x, g, term._replace(mapped=False))
+        return _where_positive(x.d, one), _where_positive(x.d, zero)
     a = term.a
     none = torch.zeros_like(x.p)
     if term.kind in ("focal", "focal_all"):
@@ -149,6 +156,8 @@ def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
         "l1": lambda: u * (p - y).abs(),
         "sq_true": lambda: u * y * (p - y) ** 2,
         "sq_false": lambda: u * (1 - y) * (p - y) ** 2,
+        "distance_pred": lambda: u * s.d * p,
+        "distance_sq": lambda: u * s.d * (p - y) ** 2,
     }
     rows = [moments[name]() for name in plan.moments]
     for term in plan.terms:
@@ -197,6 +206,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         "l1": lambda: torch.sign(p - y),
         "sq_true": lambda: 2 * y * (p - y),
         "sq_false": lambda: 2 * (1 - y) * (p - y),
+        "distance_pred": lambda: s.d,
+        "distance_sq": lambda: 2 * s.d * (p - y),
     }
     dp = torch.zeros_like(p)  # d loss / dp
     dz = torch.zeros_like(p)  # d loss / dz of the logarithmic terms of a sigmoid (d / dp of probabilities)
@@ -208,6 +219,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
             dp = dp + k(name) * by_p[name]()
     for term in plan.terms:
         one, zero = k((term, 0)), k((term, 1))
+        if term.mapped:
+            one, zero = one * s.d, zero * s.d
         a, b = term.a, term.b
         if term.kind in ("dsc", "dsc_pixel"):
             r = 1 - p
