@@ -71,10 +71,12 @@ struct PixelStats {
   View input, target, weight, mask, distance;
   View output;                // gradient (N, C, *) or loss map
   View upstream;              // gradient of the loss map, or absent
-  const double* coefficient;  // [K, N, C], derivative of the loss by each sum
+  const double* coefficient;  // [K, groups, C], derivative of the loss by each sum
+  int64_t groups;             // N: every sample is a group; else `segments` says which group a pixel is in
+  const int32_t* segments;    // [N, S] or nullptr; for one class
 };
 
-// sums [K, N, C]; with `output` and `coefficient` the same pass writes the gradient as well. Returns the number of
+// sums [K, groups, C]; with `output` and `coefficient` the same pass writes the gradient as well. Returns the number of
 // targets that are neither valid nor ignored, plus the number of negative weights.
 int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads);
 // output = d(sum_k coefficient_k sums_k) / d(input); with `upstream` each pixel's part is multiplied by it.

@@ -30,6 +30,16 @@ def _compound(**options: Any) -> sf.CompoundLoss:
     return sf.CompoundLoss({"dice": (0.7, sf.DiceLoss(**options)), "focal": (1.3, sf.FocalLoss(gamma=1.5, **options))})
 
 
+POSITIONAL = {  # these need spatial axes, three at most, and hard targets
+    "BlobLoss",
+    "BoundaryLoss",
+    "HausdorffDTLoss",
+    "ShapeAwareLoss",
+    "DistanceMapCrossEntropyLoss",
+    "UNetWeightedCrossEntropyLoss",
+}
+
+
 @dataclass(frozen=True)
 class Variant:
     """A class, settings that are not its defaults, and the modes in which they make sense."""
@@ -44,6 +54,11 @@ class Variant:
 
     def __str__(self) -> str:
         return ",".join([self.name, *(f"{name}={value}" for name, value in self.settings.items())])
+
+    @property
+    def positional(self) -> bool:
+        """The value depends on where a pixel is."""
+        return self.name in POSITIONAL
 
     @property
     def compound(self) -> bool:
@@ -86,6 +101,17 @@ VARIANTS: list[Variant] = [
         "ExponentialLogarithmicLoss", {}, {"w_dice": 0.3, "w_cross": 0.6, "gamma_dice": 0.7, "gamma_cross": 0.9}
     ),
     *_variants("UnifiedFocalLoss", {}, {"lam": 0.3, "delta": 0.7, "gamma": 0.2, "asymmetric": False}),
+    *_variants("BlobLoss", {}, {"weight_global": 0.5, "weight_blob": 3.0, "masking": "zero_logit"}),
+    *_variants("BlobLoss", {"criterion": sf.FocalLoss(gamma=1.5)}),
+    *_variants("BoundaryLoss", {}, {"delta": 0.25, "spacing": (0.5, 2.0)}),
+    *_variants("HausdorffDTLoss", {}, {"alpha": 1.5, "hard": "argmax"}, {"one_sided": True, "log": True}),
+    *_variants("ShapeAwareLoss", {}, {"form": "pixel", "hard": "argmax", "spacing": (0.5, 2.0)}),
+    *_variants("DistanceMapCrossEntropyLoss", {}, {"phi": "inverse", "spacing": (0.5, 2.0), "label_smoothing": 0.1}),
+    *_variants(
+        "UNetWeightedCrossEntropyLoss",
+        {},
+        {"w0": 3.0, "sigma": 2.0, "only_background": False, "spacing": (0.5, 2.0)},
+    ),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
 ]

@@ -76,7 +76,12 @@ WORDS = {  # parameter of the file: (option, its values)
     "lambda": ("lam", None),
     "variant": ("form", None),
     "w": ("weight", {"1/Y^2": "square", "1/Y": "simple", "1": "uniform"}),
+    "phi": ("phi", {"inverse_normalized": "normalized"}),
+    "inner_offset": ("delta", None),
+    "w_c": ("class_weight", {1.0: None}),
+    "criterion": ("criterion", {"dice.default": sf.DiceLoss()}),
 }
+IMPLIED = ("connectivity",)  # always with corners
 
 
 def options(case: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def options(case: dict[str, Any]) -> dict[str, Any]:
         option, values = WORDS.get(name, (name, None))
         if name == "w" and case["loss"] != "generalized_dice":
             option, values = "w", None
-        if name == "smooth_dr":
+        if name == "smooth_dr" or name in IMPLIED:
             continue
         if name == "smooth_nr":
             value = (value, params["smooth_dr"])
@@ -115,6 +120,17 @@ _SENS_SPEC, _LOG_COSH, _DSC, _MCC = map(
 )
 _COMBO, _EXP_LOG, _DICE_CE, _DICE_FOCAL, _UNIFIED = map(
     _of, (sf.ComboLoss, sf.ExponentialLogarithmicLoss, sf.DiceCELoss, sf.DiceFocalLoss, sf.UnifiedFocalLoss)
+)
+_HD_DT, _BOUNDARY, _SHAPE, _DISTANCE_CE, _UNET, _BLOB = map(
+    _of,
+    (
+        sf.HausdorffDTLoss,
+        sf.BoundaryLoss,
+        sf.ShapeAwareLoss,
+        sf.DistanceMapCrossEntropyLoss,
+        sf.UNetWeightedCrossEntropyLoss,
+        sf.BlobLoss,
+    ),
 )
 
 TABLE: dict[str, Build] = {
@@ -194,20 +210,29 @@ TABLE: dict[str, Build] = {
     "unified_focal.asym": _UNIFIED,
     "unified_focal.sym": _UNIFIED,
     "unified_focal.multiclass": _UNIFIED,
+    "distance_ce.binary": _DISTANCE_CE,
+    "distance_ce.multiclass": _DISTANCE_CE,
+    "unet_weight.binary": _UNET,
+    "hd_dt.default": _HD_DT,
+    "hd_dt.multiclass": _HD_DT,
+    "hd_dt.one_sided": _HD_DT,
+    "hd_dt.log": _HD_DT,
+    "hd_dt.spacing": _HD_DT,
+    "shape_aware.curve": _SHAPE,
+    "shape_aware.pixel": _SHAPE,
+    "boundary.default": _BOUNDARY,
+    "boundary.multiclass": _BOUNDARY,
+    "boundary.symmetric": _BOUNDARY,
+    "blob.exclude": _BLOB,
+    "blob.zero_logit": _BLOB,
 }
 
 # Losses of later releases. The list only ever gets shorter.
 _LATER = {
-    "distance_ce": "binary multiclass",
-    "unet_weight": "binary",
     "lovasz_hinge": "per_image batch ignore",
     "lovasz_softmax": "present per_image all ignore",
-    "blob": "exclude zero_logit",
-    "hd_dt": "default multiclass one_sided log spacing",
     "hd_er": "minmax double multiclass",
     "hd_cv": "default multiclass",
-    "shape_aware": "curve pixel",
-    "boundary": "default multiclass symmetric",
     "whd": "default alpha9 v1",
     "cmssl": "default detached window5 multiclass",
     "ssim": "valid5",
@@ -234,6 +259,11 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "combo.": _COMBO,
         "exp_log.": _EXP_LOG,
         "unified_focal.asym_": _UNIFIED,
+        "distance_ce.": _DISTANCE_CE,
+        "hd_dt.": _HD_DT,
+        "shape_aware.": _SHAPE,
+        "boundary.": _BOUNDARY,
+        "blob.": _BLOB,
     }.items()
     for end in ("empty", "full")
 } | {
@@ -249,20 +279,16 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "tversky": _TVERSKY,
         "generalized_dice": _GDICE,
         "log_cosh_dice": _LOG_COSH,
+        "hausdorff_dt": _HD_DT,
+        "boundary": _BOUNDARY,
     }.items()
 }
 
 _EDGES_LATER = {
-    "distance_ce": "empty full",
     "lovasz_hinge": "empty full all_ignored",
     "lovasz_softmax": "all_ignored",
-    "blob": "empty full",
-    "hd_dt": "empty full",
     "hd_er": "empty full",
     "hd_cv": "empty full",
-    "hausdorff_dt": "all_ignored",
-    "shape_aware": "empty full",
-    "boundary": "empty full all_ignored",
     "whd": "empty",
     "cmssl": "empty full all_ignored",
 }

@@ -73,6 +73,7 @@ struct Pass {
     for (const auto& [kind, a, b, row, mapped] : terms) op.term[op.terms++] = {kind, a, b, row, mapped};
     op.N = shape[0];
     op.C = shape[1];
+    op.groups = op.N;
     op.activation = static_cast<Activation>(activation);
     op.index_target = index_target;
     op.ignore_index = ignore_index;
@@ -131,20 +132,25 @@ PYBIND11_MODULE(_cpp, m) {
 
   m.def(
       "pixel_stats_forward",
-      [](const Pass& layout, const Inputs& inputs, uintptr_t sums, int threads) {
+      [](const Pass& layout, const Inputs& inputs, uintptr_t sums, uintptr_t segments, int64_t groups, int threads) {
         py::gil_scoped_release release;
-        return pixel_stats_forward(layout.with(inputs, 0, 0, 0), pointer<double>(sums), threads);
+        PixelStats op = layout.with(inputs, 0, 0, 0);
+        if (segments != 0) op.segments = pointer<const int32_t>(segments), op.groups = groups;
+        return pixel_stats_forward(op, pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "sums"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "sums"_a, "segments"_a, "groups"_a, "threads"_a);
 
   m.def(
       "pixel_stats_backward",
       [](const Pass& layout, const Inputs& inputs, uintptr_t grad_input, uintptr_t upstream, uintptr_t coefficient,
-         int threads) {
+         uintptr_t segments, int64_t groups, int threads) {
         py::gil_scoped_release release;
-        pixel_stats_backward(layout.with(inputs, grad_input, upstream, coefficient), threads);
+        PixelStats op = layout.with(inputs, grad_input, upstream, coefficient);
+        if (segments != 0) op.segments = pointer<const int32_t>(segments), op.groups = groups;
+        pixel_stats_backward(op, threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "grad_input"_a, "upstream"_a, "coefficient"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "grad_input"_a, "upstream"_a, "coefficient"_a, "segments"_a, "groups"_a,
+      "threads"_a);
 
   m.def(
       "pixel_stats_map",

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <memory>
 #include <new>
+#include <unordered_map>
+#include <vector>
 
 #include "kernels.h"
 #include "threads.h"
@@ -52,9 +54,45 @@ void for_each_chunk(const PixelStats& op, const PixelStatsKernels& k, const Chun
   });
 }
 
+// body(group, begin, end) for every run of pixels of one segment
+template <typename Body>
+void for_each_segment(const PixelStats& op, int64_t n, int64_t begin, int64_t end, Body body) {
+  const int32_t* segment = op.segments + n * op.S;
+  for (int64_t from = begin, to; from < end; from = to) {
+    for (to = from + 1; to < end && segment[to] == segment[from];) ++to;
+    body(segment[from], from, to);
+  }
+}
+
+// A segment may lie in many chunks: each adds up its own segments, and the chunks are added in their order.
+int64_t segment_sums(const PixelStats& op, double* sums, int threads) {
+  const PixelStatsKernels& k = pixel_stats_kernels();
+  const Chunks chunks(op, k);
+  std::vector<std::vector<std::pair<int32_t, std::vector<double>>>> found(chunks.total());
+  std::atomic<int64_t> invalid{0};
+  for_each_chunk(op, k, chunks, threads,
+                 [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t i, void* scratch) {
+                   std::unordered_map<int32_t, size_t> place;
+                   std::vector<double> row(op.rows);
+                   for_each_segment(op, n, begin, end, [&](int32_t group, int64_t from, int64_t to) {
+                     invalid += k.pass(op, n, c, from, to, row.data(), scratch);
+                     const auto [at, fresh] = place.try_emplace(group, found[i].size());
+                     if (fresh) found[i].push_back({group, std::vector<double>(op.rows)});
+                     double* sum = found[i][at->second].second.data();
+                     for (int r = 0; r < op.rows; ++r) sum[r] += row[r];
+                   });
+                 });
+  std::fill(sums, sums + op.rows * op.groups, 0.0);
+  for (const auto& chunk : found)
+    for (const auto& [group, row] : chunk)
+      for (int r = 0; r < op.rows; ++r) sums[r * op.groups + group] += row[r];
+  return invalid;
+}
+
 }  // namespace
 
 int64_t pixel_stats_forward(const PixelStats& op, double* sums, int threads) {
+  if (op.segments != nullptr) return segment_sums(op, sums, threads);
   const PixelStatsKernels& k = pixel_stats_kernels();
   const Chunks chunks(op, k);
   const std::unique_ptr<double[]> partial(new double[std::max<int64_t>(1, chunks.total() * chunks.row)]);
@@ -80,7 +118,15 @@ void pixel_stats_backward(const PixelStats& op, int threads) {
   const PixelStatsKernels& k = pixel_stats_kernels();
   for_each_chunk(op, k, Chunks(op, k), threads,
                  [&](int64_t n, int64_t c, int64_t begin, int64_t end, int64_t, void* scratch) {
-                   k.pass(op, n, c, begin, end, nullptr, scratch);
+                   if (op.segments == nullptr) {
+                     k.pass(op, n, c, begin, end, nullptr, scratch);
+                     return;
+                   }
+                   PixelStats own = op;
+                   for_each_segment(op, n, begin, end, [&](int32_t group, int64_t from, int64_t to) {
+                     own.coefficient = op.coefficient + group - n;  // the kernel looks at row n
+                     k.pass(own, n, c, from, to, nullptr, scratch);
+                   });
                  });
 }
 

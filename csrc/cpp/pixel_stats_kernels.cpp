@@ -546,27 +546,28 @@ inline void element_load(const PixelStats& op, int64_t n, int64_t c, int64_t beg
 template <bool W, typename T, typename Sum>
 inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t length, const Element<T>& s, Sum sum) {
   const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y, *u = tile.t.u;
-  auto weight = [u](int64_t i) { return W ? u[i] : T(1); };
+  // a weight of 0 leaves out even an infinite value
+  auto weigh = [u, p](int64_t i, T f) { return !W ? f : u[i] == T(0) ? T(0) * p[i] : u[i] * f; };
   const T a = static_cast<T>(term.a);
   T pos = 0, neg = 0;
   if (tile.own_side && term.kind == FOCAL) {
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
-        const T f = weight(i) * focal<E>(q[i], l[i], lq[i], a);
+        const T f = weigh(i, focal<E>(q[i], l[i], lq[i], a));
         pos += y[i] > T(0) ? f : T(0);
         neg += y[i] > T(0) ? T(0) : f;
       }
     })
   } else if (tile.own_side) {
     SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
-      const T f = weight(i) * pow_(l[i], a);
+      const T f = weigh(i, pow_(l[i], a));
       pos += y[i] > T(0) ? f : T(0);
       neg += y[i] > T(0) ? T(0) : f;
     }
   } else if (term.kind == POWER) {
     SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
       const T one = y[i] * lp[i], zero = (T(1) - y[i]) * lr[i];
-      const T f = weight(i) * pow_((y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0)), a);
+      const T f = weigh(i, pow_((y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0)), a));
       const T f_one = y[i] * f, f_zero = (T(1) - y[i]) * f;
       pos += y[i] > T(0) ? f_one : T(0);
       neg += y[i] < T(1) ? f_zero : T(0);
@@ -576,8 +577,8 @@ inline void term_sums(const Term& term, const ElementTile<T>& tile, int64_t leng
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD_SUM(pos, neg) for (int64_t i = 0; i < length; ++i) {
         const T one = all ? T(1) : y[i], zero = all ? T(1) : T(1) - y[i];
-        const T f_one = weight(i) * one * focal<E>(r[i], lp[i], lr[i], a),
-                f_zero = weight(i) * zero * focal<E>(p[i], lr[i], lp[i], a);
+        const T f_one = weigh(i, one * focal<E>(r[i], lp[i], lr[i], a)),
+                f_zero = weigh(i, zero * focal<E>(p[i], lr[i], lp[i], a));
         pos += one > T(0) ? f_one : T(0) * p[i];
         neg += zero > T(0) ? f_zero : T(0) * p[i];
       }
@@ -702,7 +703,7 @@ int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
                      void* scratch) {
   Element<T>& s = *static_cast<Element<T>*>(scratch);
   auto coefficient = [&](int row) {
-    return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.N + n) * op.C + c];
+    return op.coefficient == nullptr ? 0.0 : op.coefficient[(row * op.groups + n) * op.C + c];
   };
   const MomentGradient<T> moments(op, coefficient);
   const Needs needs(op);
@@ -725,7 +726,7 @@ int64_t element_pass(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
 template <typename T>
 int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
   Element<T>& s = *static_cast<Element<T>*>(scratch);
-  auto coefficient = [&](int row) { return static_cast<T>(op.coefficient[(row * op.N + n) * op.C + c]); };
+  auto coefficient = [&](int row) { return static_cast<T>(op.coefficient[(row * op.groups + n) * op.C + c]); };
   Needs needs(op);
   needs.logs = needs.both_sides = true;
   int64_t invalid = 0;
@@ -1081,7 +1082,7 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
 
   if (op.index_target && !s.nonlinear) {
     if (row[PRED] >= 0) {
-      T* scaled = s.dot;
+      T* scaled = s.w;  // dot is the gradient's
       SIMD for (int64_t i = 0; i < length; ++i) scaled[i] =
           s.weighted && !s.class_weighted ? inverse[i] * u[i] : inverse[i];
       for (int64_t c = 0; c < C; ++c) {
@@ -1155,7 +1156,7 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
             term.a, { SIMD for (int64_t i = 0; i < length; ++i) f[i] = focal<E>(s.q[i], s.l[i], s.lq[i], a); })
       }
       if (mapped) {
-        SIMD for (int64_t i = 0; i < length; ++i) f[i] *= d[i];
+        SIMD for (int64_t i = 0; i < length; ++i) f[i] = d[i] == T(0) ? T(0) * s.p[i] : f[i] * d[i];
       }
       scatter_weighted(term.row, f);
       continue;
@@ -1171,8 +1172,8 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
       T sum = 0;
       if (term.kind == POWER) {
         SIMD_SUM(sum)
-        for (int64_t i = 0; i < length; ++i) sum +=
-            (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i] * whole[i];
+        for (int64_t i = 0; i < length; ++i)
+          sum += (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i] * whole[i];
       } else {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
@@ -1363,7 +1364,7 @@ int64_t softmax_pass(const PixelStats& op, int64_t n, int64_t, int64_t begin, in
   const bool gradient = op.output.data != nullptr;
   for (int64_t k = 0; partial != nullptr && k < op.rows * C; ++k) partial[k] = 0;
   for (int64_t k = 0; gradient && k < op.rows; ++k)
-    for (int64_t c = 0; c < C; ++c) s.table[k * C + c] = static_cast<T>(op.coefficient[(k * op.N + n) * C + c]);
+    for (int64_t c = 0; c < C; ++c) s.table[k * C + c] = static_cast<T>(op.coefficient[(k * op.groups + n) * C + c]);
   const bool fast = !s.nonlinear && !s.class_weighted && !s.dense_logs;
   const T* slope = gradient && fast && op.moment[PRED] >= 0 ? s.table + op.moment[PRED] * C : nullptr;
   int64_t invalid = 0;
@@ -1404,7 +1405,7 @@ int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int
       const T a = static_cast<T>(term.a);
       const bool all = term.kind == FOCAL_ALL, mapped = term.mapped;
       const T* d = class_distance(op, s, 0, length);
-      auto coefficient = [&](int64_t c) { return static_cast<T>(op.coefficient[(term.row * op.N + n) * C + c]); };
+      auto coefficient = [&](int64_t c) { return static_cast<T>(op.coefficient[(term.row * op.groups + n) * C + c]); };
       const bool own_class = op.index_target && !all;
       if (term.kind == POWER) {
         if (own_class) {

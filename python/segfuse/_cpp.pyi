@@ -33,7 +33,9 @@ class Code:
 # Tensors are addresses; 0 stands for none.
 Inputs = tuple[int, int, int, int, int]  # input, target, weight, mask, distance
 
-def pixel_stats_forward(*, layout: Pass, inputs: Inputs, sums: int, threads: int) -> int: ...
+def pixel_stats_forward(
+    *, layout: Pass, inputs: Inputs, sums: int, segments: int, groups: int, threads: int
+) -> int: ...
 def pixel_stats_backward(
     *,
     layout: Pass,
@@ -41,6 +43,8 @@ def pixel_stats_backward(
     grad_input: int,
     upstream: int,
     coefficient: int,
+    segments: int,
+    groups: int,
     threads: int,
 ) -> None: ...
 def pixel_stats_map(*, layout: Pass, inputs: Inputs, loss_map: int, coefficient: int, threads: int) -> int: ...

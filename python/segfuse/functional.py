@@ -16,6 +16,8 @@ from torch import Tensor
 from . import losses
 from .losses._base import Loss, snake
 
+CALL_OPTIONS = ("distance_map", "instances", "return_terms")  # the rest belongs to the class
+
 
 @lru_cache(maxsize=256)
 def _kept(name: str, options: tuple[tuple[str, Any, type], ...]) -> Loss:
@@ -27,11 +29,11 @@ def _function(cls: type[Loss]) -> Callable[..., Any]:
     def loss(
         input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any
     ) -> Any:
-        return_terms = options.pop("return_terms", False)
+        call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
         hashable = tuple((name, tuple(v) if isinstance(v, list) else v, type(v)) for name, v in options.items())
         tensors = any(isinstance(v, Tensor) for v in options.values())
         module = cls(**options) if tensors else _kept(cls.__name__, hashable)
-        return module(input, target, weight_map=weight_map, mask=mask, return_terms=return_terms)
+        return module(input, target, weight_map=weight_map, mask=mask, **call)
 
     loss.__name__ = loss.__qualname__ = snake(cls.__name__) + "_loss"
     loss.__module__ = __name__

@@ -1,14 +1,19 @@
 """Every loss: a formula on what one pass over memory returns."""
 
 from ._base import CompoundLoss, RegionLoss
+from .blob import *
+from .boundary import *
 from .combo import *
 from .cross_entropy import *
 from .dice import *
+from .distance_map import *
 from .exponential_logarithmic import *
 from .focal import *
+from .hausdorff import *
 from .jaccard import *
 from .mcc import *
 from .sensitivity_specificity import *
+from .shape_aware import *
 from .t_loss import *
 from .tversky import *
 from .unified_focal import *
@@ -31,6 +36,12 @@ __all__ = [
     "TverskyLoss",
     "SensitivitySpecificityLoss",
     "MCCLoss",
+    "BlobLoss",
+    "BoundaryLoss",
+    "HausdorffDTLoss",
+    "ShapeAwareLoss",
+    "DistanceMapCrossEntropyLoss",
+    "UNetWeightedCrossEntropyLoss",
     "ComboLoss",
     "DiceCELoss",
     "DiceFocalLoss",

@@ -159,7 +159,7 @@ class Loss(nn.Module):
             )
         self.ignore_index = ignore_index
         self.class_weight = weights_tuple("class_weight", class_weight, self.class_weight_words)
-        self.include_background = bool(include_background)
+        self.include_background: bool | None = bool(include_background)
 
     # ---------------------------------------------------------------- to be written by a loss
 
@@ -175,6 +175,20 @@ class Loss(nn.Module):
     def term_names(self) -> list[str]:
         return []
 
+    measures = False  # pixels are weighed by a distance map
+
+    def distances(self, x: Tensors, g: Geometry) -> Tensor:
+        """The map of a loss that measures, ``(N, C, *spatial)`` or ``(N, 1, *spatial)``; ``x.distance`` is a given one.
+
+        Runs without gradient.
+        """
+        raise NotImplementedError
+
+    @property
+    def measurer(self) -> Loss | None:
+        """The loss whose distance map this one needs."""
+        return self if self.measures else None
+
     # ---------------------------------------------------------------- calling
 
     def forward(
@@ -184,6 +198,7 @@ class Loss(nn.Module):
         *,
         weight_map: Tensor | None = None,
         mask: Tensor | None = None,
+        distance_map: Any = None,
         return_terms: bool = False,
     ) -> Any:
         """
@@ -195,6 +210,9 @@ class Loss(nn.Module):
                 it is.
             weight_map: weight >= 0 of every pixel, ``(N, *spatial)``, ``(N, 1, *spatial)`` or ``(N, C, *spatial)``.
             mask: nonzero where a pixel counts, ``(N, *spatial)`` or ``(N, 1, *spatial)``.
+            distance_map: for losses that measure distances, what they would otherwise compute from the target (their
+                documentation says what; :mod:`segfuse.transforms` makes it), shaped like ``weight_map``. A compound
+                with several such terms takes a dictionary by term.
             return_terms: also return the detached value of every term, by name.
         Returns:
             the loss, float32 (float64 for float64 logits); with ``return_terms`` a pair of it and a dictionary.
@@ -202,15 +220,22 @@ class Loss(nn.Module):
             ValueError: shapes, values or options that do not fit together.
             TypeError: a dtype that does not fit.
         """
-        value, terms = self.evaluate(*self.prepare(input, target, weight_map, mask), return_terms)
+        value, terms = self.evaluate(*self.prepare(input, target, weight_map, mask, distance_map), return_terms)
         if not return_terms:
             return value
         named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
         return value, named
 
     def check(
-        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        distance_map: Tensor | None = None,
     ) -> tuple[Tensors, Geometry]:
+        if distance_map is not None and self.measurer is None:
+            raise TypeError(f"{type(self).__name__} measures no distances and takes no distance_map. Try: without it")
         return op.check(
             input,
             target,
@@ -220,25 +245,45 @@ class Loss(nn.Module):
             ignore_index=self.ignore_index,
             weight_map=weight_map,
             mask=mask,
+            distance_map=distance_map,
         )
 
     def prepare(
-        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        distance_map: Tensor | None = None,
     ) -> tuple[Tensors, Call]:
-        """Checks the arguments, once for each kind of plain tensors."""
+        """Checks the arguments, once for each kind of plain tensors, and measures what is to be measured."""
         key = None
-        if weight_map is None and mask is None and type(target) is Tensor and type(input) in (Tensor, nn.Parameter):
+        if (
+            weight_map is None
+            and mask is None
+            and distance_map is None
+            and type(target) is Tensor
+            and type(input) in (Tensor, nn.Parameter)
+        ):
             key = (*_kind(input), *_kind(target), target.requires_grad, forced(), self._state())
             call = self._calls.get(key)
             if call is not None:
-                return Tensors(input, target, None, None), call
-        x, g = self.check(input, target, weight_map, mask)
+                return self._measured(Tensors(input, target, None, None), call.geometry), call
+        x, g = self.check(input, target, weight_map, mask, distance_map)
+        x = self._measured(x, g)
         call = Call(x, g, self.formula_for(g))
         if key is not None:
             if len(self._calls) >= 64:
                 self._calls.clear()
             self._calls[key] = call
         return x, call
+
+    def _measured(self, x: Tensors, g: Geometry) -> Tensors:
+        measurer = self.measurer
+        if measurer is None:
+            return x
+        with torch.no_grad():
+            return x._replace(distance=measurer.distances(x, g))
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         return evaluate(x, call, with_terms)
@@ -315,7 +360,10 @@ class Loss(nn.Module):
         return s.then(_tail) if self.drops_background(s) else s
 
     def drops_background(self, s: PixelStats) -> bool:
-        return not self.include_background and s.geometry.shape[1] > 1
+        return self.leaves_out_background(s.geometry)
+
+    def leaves_out_background(self, g: Geometry) -> bool:
+        return not self.include_background and g.shape[1] > 1
 
     def weights(self, s: PixelStats) -> Array | None:
         """Class weights ``(1, C)``."""
@@ -395,13 +443,13 @@ class PixelLoss(Loss):
         v = self.weights(s)
         return x if v is None else v * x
 
-    def entropy(self, s: PixelStats, gamma: float = 0.0) -> tuple[Array, Array]:
+    def entropy(self, s: PixelStats, gamma: float = 0.0, mapped: bool = False) -> tuple[Array, Array]:
         """The two focal sums of smoothed labels; gamma = 0 is cross-entropy."""
-        one, zero = s.focal(gamma)
+        one, zero = s.focal(gamma, mapped)
         e = self.label_smoothing
         if e == 0:
             return one, zero
-        every, rest = s.term("focal_all", gamma)
+        every, rest = s.term("focal_all", gamma, mapped=mapped)
         share = e / (s.geometry.shape[1] if s.multiclass else 2)
         return (1 - e) * one + share * every, (1 - e) * zero + share * rest
 
@@ -609,10 +657,28 @@ class CompoundLoss(Loss):
     def fusable(self) -> bool:
         state, fused = self._fused
         if state != self._state():
-            terms = list(self.terms.values())
-            fused = all(t.fusable for t in terms) and len({t.pass_key() for t in terms}) == 1
+            fused = len(self.passes()) == 1 and all(t.fusable for t in self.terms.values())
             self.__dict__["_fused"] = (self._state(), fused)
         return fused
+
+    def passes(self) -> list[list[str]]:
+        """The names of the terms that share a pass: they read the logits alike, and at most one measures distances."""
+        found: list[tuple[Any, Loss | None, list[str]]] = []
+        for name, term in self.terms.items():
+            key = term.pass_key() if term.fusable else name
+            measurer = term.measurer if term.fusable else None
+            for i, (other_key, other, names) in enumerate(found):
+                if key == other_key and (measurer is None or other is None or measurer is other):
+                    names.append(name)
+                    found[i] = (key, other or measurer, names)
+                    break
+            else:
+                found.append((key, measurer, [name]))
+        return [names for _, _, names in found]
+
+    @property
+    def measurer(self) -> Loss | None:
+        return next((term.measurer for term in self.terms.values() if term.measurer is not None), None)
 
     def value(self, s: PixelStats) -> Array:
         return self.parts(s)[0]
@@ -625,9 +691,15 @@ class CompoundLoss(Loss):
         return total, values
 
     def check(
-        self, input: Tensor, target: Tensor, weight_map: Tensor | None, mask: Tensor | None
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        distance_map: Tensor | None = None,
     ) -> tuple[Tensors, Geometry]:
-        return next(iter(self.terms.values())).check(input, target, weight_map, mask)
+        some = self.measurer or next(iter(self.terms.values()))
+        return some.check(input, target, weight_map, mask, distance_map)
 
     def term_names(self) -> list[str]:
         return list(self.terms)
@@ -642,26 +714,41 @@ class CompoundLoss(Loss):
         *,
         weight_map: Tensor | None = None,
         mask: Tensor | None = None,
+        distance_map: Any = None,
         return_terms: bool = False,
     ) -> Any:
+        maps = {} if distance_map is None else self._maps(distance_map)
         if self.fusable:
-            value, values = self.evaluate(*self.prepare(input, target, weight_map, mask), return_terms)
+            given = next(iter(maps.values()), None)
+            value, values = self.evaluate(*self.prepare(input, target, weight_map, mask, given), return_terms)
             return (value, dict(zip(self.terms, values, strict=True))) if return_terms else value
-        # Terms that read the logits alike still share a pass.
-        passes: dict[Any, list[str]] = {}
-        for name, term in self.terms.items():
-            passes.setdefault(term.pass_key() if term.fusable else name, []).append(name)
         total: Any = 0.0
         values_by_name: dict[str, Tensor] = {}
-        for names in passes.values():
+        for names in self.passes():
             alone = self.terms[names[0]]
             group = (
                 alone if len(names) == 1 else CompoundLoss({n: (self.weights_by_name[n], self.terms[n]) for n in names})
             )
-            value, found = group(input, target, weight_map=weight_map, mask=mask, return_terms=True)
+            options: dict[str, Any] = {"weight_map": weight_map, "mask": mask}
+            known = [maps[name] for name in names if name in maps]
+            options |= {"distance_map": known[0]} if known else {}
+            value, found = group(input, target, **options, return_terms=True)
             total = total + (value * self.weights_by_name[names[0]] if group is alone else value)
             values_by_name |= {names[0]: value.detach()} if group is alone else found
         return (total, {name: values_by_name[name] for name in self.terms}) if return_terms else total
+
+    def _maps(self, given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The distance maps that were given, by term."""
+        names = [name for name, term in self.terms.items() if term.measurer is not None]
+        if isinstance(given, Tensor) and len(names) == 1:
+            return {names[0]: given}
+        if not isinstance(given, Mapping) or not set(given) <= set(names):
+            raise ValueError(
+                f"distance_map must be a tensor for the one term that measures distances, or a dictionary by term; "
+                f"such terms are {names}, got {sorted(given) if isinstance(given, Mapping) else type(given).__name__}. "
+                f"Try: distance_map={{{', '.join(f'{name!r}: map' for name in names) or '...'}}}"
+            )
+        return dict(given)
 
     def extra_repr(self) -> str:
         return " + ".join(f"{weight:g} * {name}" for name, weight in self.weights_by_name.items())
@@ -700,7 +787,7 @@ class PresetLoss(CompoundLoss):
     def region_options(self) -> RegionOptions:
         return {
             **self.pixel_options(),
-            "include_background": self.include_background,
+            "include_background": bool(self.include_background),
             "batch": self.batch,
             "smooth": self.smooth,
             "empty": self.empty,

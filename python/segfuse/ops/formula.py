@@ -314,7 +314,7 @@ class PixelStats:
         return self._constant("parameter", x)
 
 
-def _tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
+def tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
     def constant(kind: str, value: Any) -> Array:
         if kind == "numel":
             return g.pixels
@@ -392,11 +392,11 @@ class Formula:
 
     @cached_property
     def linear(self) -> bool:
-        """The loss is linear in the pixel terms, and what multiplies them depends on the target alone."""
+        """The loss is linear in the sums of the prediction, and what multiplies them depends on the target alone."""
         degree: list[float] = []
         for name, a, b, d, _, _ in self._code:
             if name == "row":
-                degree.append(0 if a in COUNTS else 1 if isinstance(a, tuple) else 2)
+                degree.append(0 if a in COUNTS else 1)
                 continue
             of = [degree[i] for i in (a, b, d) if i is not None] if name in BINARY + UNARY + OPS[32:] else []
             if name in ("add", "sub", "neg", "sum_n", "sum_c", "tail", "head"):
@@ -424,7 +424,7 @@ def _find_rows(loss: Loss, g: Geometry, wanted: list[Row]) -> None:
         wanted.append(row)
         return torch.ones(g.shape[:2], dtype=torch.float64)
 
-    stats = _tensor_stats(torch.ones(1, *g.shape[:2], dtype=torch.float64), Plan(()), g)
+    stats = tensor_stats(torch.ones(1, *g.shape[:2], dtype=torch.float64), Plan(()), g)
     stats._fetch = fetch
     loss(stats)
 
@@ -514,7 +514,7 @@ def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False)
         rows, _ = reference.forward(x, g, f.plan)
     else:
         rows = op.sums(x, g, f.plan)
-    value, terms = f.loss(_tensor_stats(rows, f.plan, g))
+    value, terms = f.loss(tensor_stats(rows, f.plan, g))
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
     shape = (
         tuple(s for s, keep in zip(value.shape, f._value, strict=False) if keep)
@@ -555,6 +555,6 @@ def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
             known[: counts.rows] = op.forward(x, g, counts)
     with torch.enable_grad():
         known.requires_grad_()
-        value, _ = f.loss(_tensor_stats(known, f.plan, g))
+        value, _ = f.loss(tensor_stats(known, f.plan, g))
         (grad,) = torch.autograd.grad(value.sum(), known)
     return grad

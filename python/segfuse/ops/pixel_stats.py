@@ -273,15 +273,29 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value:g} at {where}. Try: {call}")
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan) -> Tensor:
+class Segments(NamedTuple):
+    """Groups other than the samples: sums are added up over the pixels of each, ``(K, groups, 1)``; for one class."""
+
+    of_pixel: Tensor  # (N, *spatial) int32, contiguous, 0 to groups - 1
+    groups: int
+
+
+def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> Tensor:
     """Sums ``(K, N, C)``."""
-    sums, invalid = backend(x.input, g, plan).forward(x, g, plan)
+    sums, invalid = backend(x.input, g, plan).forward(x, g, plan, segments)
     if invalid:
         raise_invalid(x, g)
     return sums
 
 
-def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
+def backward(
+    x: Tensors,
+    g: Geometry,
+    plan: Plan,
+    coefficient: Tensor,
+    upstream: Tensor | None = None,
+    segments: Segments | None = None,
+) -> Tensor:
     """d(sum(coefficient * sums)) / d(input).
 
     Under ``create_graph=True`` by the reference, which can be differentiated again.
@@ -289,24 +303,25 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
     if torch.is_grad_enabled() and (x.input.requires_grad or coefficient.requires_grad):
         from ..backends.reference import pixel_stats as reference
 
-        return reference.backward(x, g, plan, coefficient, upstream)
-    return backend(x.input, g, plan, map=upstream is not None).backward(x, g, plan, coefficient, upstream)
+        return reference.backward(x, g, plan, coefficient, upstream, segments)
+    return backend(x.input, g, plan, map=upstream is not None).backward(x, g, plan, coefficient, upstream, segments)
 
 
 class _PixelStats(torch.autograd.Function):
     """Differentiable sums: the general door, for formulas that are finished by torch."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan) -> Tensor:
-        ctx.geometry, ctx.plan = g, plan
+    def forward(ctx: Any, input: Tensor, x: Tensors, g: Geometry, plan: Plan, segments: Segments | None) -> Tensor:
+        ctx.geometry, ctx.plan, ctx.segments = g, plan, segments
         x = x._replace(input=input)
         ctx.save_for_backward(*x)
-        return forward(x, g, plan)
+        return forward(x, g, plan, segments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x = Tensors(*ctx.saved_tensors)
-        return backward(x, ctx.geometry, ctx.plan, grads[0].contiguous()), None, None, None
+        found = backward(x, ctx.geometry, ctx.plan, grads[0].contiguous(), segments=ctx.segments)
+        return found, None, None, None, None
 
 
 def backend(input: Tensor, g: Geometry, plan: Plan, map: bool = False) -> ModuleType:
@@ -342,9 +357,20 @@ class _LossMap(torch.autograd.Function):
         return backward(Tensors(*x), ctx.geometry, ctx.plan, coefficient, grads[0]), None, None, None, None
 
 
-def sums(x: Tensors, g: Geometry, plan: Plan) -> Tensor:
-    """Differentiable sums ``(K, N, C)`` in float64."""
-    return _PixelStats.apply(x.input, x, g, plan)
+def sums(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> Tensor:
+    """Differentiable sums ``(K, N, C)`` in float64; ``(K, groups, 1)`` over segments."""
+    if segments is not None:
+        index, groups = segments
+        expected = (g.shape[0], *g.spatial)
+        if g.shape[1] != 1 or index.shape != expected or index.dtype != torch.int32 or not index.is_contiguous():
+            _fail(
+                f"segments must be contiguous int32 of shape {expected} for one class; "
+                f"got {index.dtype} {_shape(index)} for {g.shape[1]}",
+                "segments.to(torch.int32).contiguous()",
+            )
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
+            _fail(f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}", "groups=...")
+    return _PixelStats.apply(x.input, x, g, plan, segments)
 
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpp
-from ...ops.pixel_stats import Geometry, Plan, Tensors
+from ...ops.pixel_stats import Geometry, Plan, Segments, Tensors
 
 # The order of enum DType in csrc/segfuse.h.
 _STORAGE = (
@@ -91,16 +91,36 @@ def empty_gradient(input: Tensor) -> Tensor:
     return grad
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
-    """Sums ``(K, N, C)`` and the number of targets or weights out of range."""
-    sums = torch.empty((plan.rows, *g.shape[:2]), dtype=torch.float64)
+def _segments(segments: Segments | None) -> dict[str, int]:
+    return (
+        {"segments": segments.of_pixel.data_ptr(), "groups": segments.groups}
+        if segments
+        else {"segments": 0, "groups": 0}
+    )
+
+
+def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> tuple[Tensor, int]:
+    """Sums ``(K, N, C)`` or ``(K, groups, 1)`` and the number of targets or weights out of range."""
+    groups = segments.groups if segments else g.shape[0]
+    sums = torch.empty((plan.rows, groups, g.shape[1]), dtype=torch.float64)
     invalid = _cpp.pixel_stats_forward(
-        layout=layout(x, g, plan), inputs=pointers(x), sums=sums.data_ptr(), threads=torch.get_num_threads()
+        layout=layout(x, g, plan),
+        inputs=pointers(x),
+        sums=sums.data_ptr(),
+        **_segments(segments),
+        threads=torch.get_num_threads(),
     )
     return sums, invalid
 
 
-def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
+def backward(
+    x: Tensors,
+    g: Geometry,
+    plan: Plan,
+    coefficient: Tensor,
+    upstream: Tensor | None = None,
+    segments: Segments | None = None,
+) -> Tensor:
     grad = empty_gradient(x.input)
     _cpp.pixel_stats_backward(
         layout=layout(x, g, plan, grad, upstream),
@@ -108,6 +128,7 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         grad_input=grad.data_ptr(),
         upstream=0 if upstream is None else upstream.data_ptr(),
         coefficient=coefficient.data_ptr(),
+        **_segments(segments),
         threads=torch.get_num_threads(),
     )
     return grad

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...ops.pixel_stats import Geometry, Plan, Row, Tensors, Term
+from ...ops.pixel_stats import Geometry, Plan, Row, Segments, Tensors, Term
 
 CLAMP = 1e-7  # probabilities enter a logarithm no smaller than this
 BIG = 1e30  # stands in for an infinite loss where it meets a factor 0
@@ -140,7 +140,7 @@ def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
     return x.y * f, (1 - x.y) * f
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
+def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> tuple[Tensor, int]:
     s = _pixels(x, g)
     u, p, y = s.u, s.p, s.y
     moments = {
@@ -162,8 +162,14 @@ def forward(x: Tensors, g: Geometry, plan: Plan) -> tuple[Tensor, int]:
     rows = [moments[name]() for name in plan.moments]
     for term in plan.terms:
         rows += [_where_positive(u, part) for part in _parts(s, g, term)]
-    sums = [row.sum(-1, dtype=torch.float64) for row in rows]
-    return torch.stack(sums) if sums else p.new_zeros((0, *g.shape[:2]), dtype=torch.float64), s.invalid
+    if segments is not None:
+        none = p.new_zeros((segments.groups, 1), dtype=torch.float64)
+        index = segments.of_pixel.reshape(-1)
+        sums = [none.index_add(0, index, row.reshape(-1, 1).double()) for row in rows]
+    else:
+        none = p.new_zeros(g.shape[:2], dtype=torch.float64)
+        sums = [row.sum(-1, dtype=torch.float64) for row in rows]
+    return torch.stack(sums) if sums else none.new_zeros((0, *none.shape)), s.invalid
 
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
@@ -188,7 +194,14 @@ def _slopes(x: _Pixels, g: Geometry, a: float) -> tuple[Tensor, Tensor]:
     return slope(x.p, x.q, x.lp, x.lq), -slope(x.q, x.p, x.lq, x.lp)
 
 
-def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream: Tensor | None = None) -> Tensor:
+def backward(
+    x: Tensors,
+    g: Geometry,
+    plan: Plan,
+    coefficient: Tensor,
+    upstream: Tensor | None = None,
+    segments: Segments | None = None,
+) -> Tensor:
     s = _pixels(x, g)
     p, q, y, u = s.p, s.q, s.y, s.u
     if upstream is not None:
@@ -196,7 +209,8 @@ def backward(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor, upstream:
         u = u * up
 
     def k(row: Row) -> Tensor:
-        return coefficient[plan.row(row)][..., None].to(p.dtype)
+        found = coefficient[plan.row(row)].to(p.dtype)
+        return found[..., None] if segments is None else found[segments.of_pixel.long()].reshape(p.shape)
 
     by_p = {
         "pred": lambda: torch.ones_like(p),

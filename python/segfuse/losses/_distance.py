@@ -1,0 +1,201 @@
+"""What the losses have in common that weigh a pixel by its distance: masks, fields and reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from ..ops.formula import Array, PixelStats, ratio
+from ..ops.pixel_stats import Geometry, Mode, Tensors
+from ._base import Loss, Reduction, number, one_of
+from .cross_entropy import CrossEntropyLoss
+
+ABSENT = -(1 << 31)  # a class number that no label has: the field of an empty mask is 0
+Hard = Literal["threshold", "argmax"]
+
+
+class DistanceOptions(TypedDict, total=False):
+    mode: Mode
+    from_logits: bool
+    reduction: Reduction
+    ignore_index: int
+    class_weight: Sequence[float] | Tensor | None
+    include_background: bool | None
+    spacing: Sequence[float] | None
+
+
+def hard_option(value: str) -> Hard:
+    found: Hard = one_of("hard", value, ("threshold", "argmax"))
+    return found
+
+
+def spacing_option(value: Sequence[float] | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    spacing = tuple(float(s) for s in value)
+    if not spacing or not all(s > 0 and math.isfinite(s) for s in spacing):
+        raise ValueError(
+            f"spacing must hold a size > 0 for each spatial axis; got {value!r}. Try: spacing=(1.0, 1.0) in 2-D"
+        )
+    return spacing
+
+
+def positive(name: str, value: float) -> float:
+    number(name, value)
+    if value == 0:
+        raise ValueError(f"{name} must be above 0; got 0. Try: {name}=1.0")
+    return float(value)
+
+
+# ------------------------------------------------------------------------------------------- masks and fields
+
+
+def dtype(x: Tensors) -> torch.dtype:
+    """Of the distances."""
+    return torch.float64 if x.input.dtype == torch.float64 else torch.float32
+
+
+def valid(x: Tensors, g: Geometry) -> Tensor:
+    """Where a pixel counts: bool ``(N, 1 or C, *spatial)``."""
+    labels = x.target.reshape(g.shape[0], 1 if g.index_target else g.shape[1], *g.spatial)
+    kept = labels != g.ignore_index
+    if g.exclusive and not g.index_target:
+        kept = kept.all(1, keepdim=True)
+    if x.mask is None:
+        return kept
+    channels = g.shape[1] if x.mask.shape == g.shape else 1
+    return kept & (x.mask.reshape(g.shape[0], channels, *g.spatial) != 0)
+
+
+def target_masks(x: Tensors, g: Geometry) -> Tensor:
+    """The target as labels ``(N, *spatial)``, -1 where nothing counts, or as masks ``(N, C, *spatial)``.
+
+    Raises:
+        ValueError: the target is soft.
+    """
+    kept = valid(x, g)
+    if g.index_target:
+        return torch.where(kept, x.target.reshape(kept.shape).to(torch.int32), -1).squeeze(1).contiguous()
+    labels = x.target.reshape(g.shape)
+    if labels.dtype.is_floating_point:
+        soft = kept & (labels != 0) & (labels != 1)
+        if bool(soft.any()):
+            raise ValueError(
+                f"a distance needs a hard target of 0 and 1; got {float(labels[soft][0]):g}. Try: target > 0.5"
+            )
+    return ((labels == 1) & kept).contiguous()
+
+
+def predicted_masks(x: Tensors, g: Geometry, hard: Hard) -> Tensor:
+    """The same for the prediction: p > 0.5, or under softmax the largest p."""
+    z = x.input.detach().reshape(g.shape)
+    kept = valid(x, g)
+    if not g.exclusive:
+        return ((z > (0.5 if g.activation == "identity" else 0.0)) & kept).contiguous()
+    top, label = z.max(1, keepdim=True)
+    if hard == "threshold":
+        kept = kept & (top > 0.5 if g.activation == "identity" else (z - top).float().exp_().sum(1, keepdim=True) < 2)
+    return torch.where(kept, label.to(torch.int32), -1).squeeze(1).contiguous()
+
+
+def one_hot(masks: Tensor, g: Geometry) -> Tensor:
+    """Masks ``(N, C, *spatial)`` of labels ``(N, *spatial)``."""
+    if masks.ndim == len(g.shape):
+        return masks
+    classes = torch.arange(g.shape[1], dtype=masks.dtype, device=masks.device)
+    return masks.unsqueeze(1) == classes.reshape(1, -1, *[1] * len(g.spatial))
+
+
+def label_map(masks: Tensor, g: Geometry) -> Tensor:
+    """Labels 0, 1, ...: the classes of ``(N, *spatial)`` where they exclude each other, else 0 and 1 per channel."""
+    if masks.ndim == len(g.shape):
+        return masks.to(torch.uint8).argmax(1) if g.exclusive else masks
+    return masks.clamp(min=0)
+
+
+def contour(mask: Tensor, axes: int) -> Tensor:
+    """Object pixels with a face neighbour in the background; the border of the image is no background."""
+    edge = torch.zeros_like(mask)
+    for axis in range(-axes, 0):
+        ahead, behind = mask.narrow(axis, 1, mask.shape[axis] - 1), mask.narrow(axis, 0, mask.shape[axis] - 1)
+        edge.narrow(axis, 0, mask.shape[axis] - 1).logical_or_(behind & ~ahead)
+        edge.narrow(axis, 1, mask.shape[axis] - 1).logical_or_(ahead & ~behind)
+    return edge
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+class DistanceLoss(Loss):
+    """A mean over pixels and classes, each weighed by a distance map that carries no gradient.
+
+    Args:
+        spacing: size of a pixel along each spatial axis, in the unit of the distances. Default: 1.
+        include_background: default: ``False`` in multiclass mode, else ``True``.
+
+    ``reduction="none"`` gives the mean over the valid pixels of every (sample, class). Without a valid pixel loss and
+    gradient are 0.
+    """
+
+    measures = True
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "auto",
+        from_logits: bool = True,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        class_weight: Sequence[float] | Tensor | None = None,
+        include_background: bool | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(
+            mode=mode,
+            from_logits=from_logits,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            class_weight=class_weight,
+        )
+        self.include_background = include_background
+        self.spacing = spacing_option(spacing)
+
+    def leaves_out_background(self, g: Geometry) -> bool:
+        include = self.include_background
+        return g.shape[1] > 1 and not (not g.exclusive if include is None else include)
+
+    def field(self, transform: Callable[..., Tensor], masks: Tensor, x: Tensors, g: Geometry, **options: Any) -> Tensor:
+        """One distance field per class, ``(N, C, *spatial)``; 0 for a class that is left out."""
+        background = not self.leaves_out_background(g)
+        if masks.ndim == len(g.shape):
+            if not background:
+                masks[:, 0] = False
+        else:
+            options["classes"] = (0 if background else ABSENT, *range(1, g.shape[1]))
+        return transform(masks, spatial_dims=len(g.spatial), spacing=self.spacing, dtype=dtype(x), **options)
+
+    def total(self, s: PixelStats) -> Array:
+        """The sum over the pixels of every (sample, class)."""
+        raise NotImplementedError
+
+    def value(self, s: PixelStats) -> Array:
+        v = self.weights(s)
+        s = self.foreground(s)
+        total = self.total(s) if v is None else v * self.total(s)
+        if self.reduction == "none":
+            return ratio(total, s.count)
+        return total.sum() if self.reduction == "sum" else ratio(total.sum(), s.count.sum())
+
+
+class MappedCrossEntropyLoss(CrossEntropyLoss):
+    """Cross-entropy of every pixel times a distance map."""
+
+    measures = True
+
+    def entropy(self, s: PixelStats, gamma: float = 0.0, mapped: bool = True) -> tuple[Array, Array]:
+        return super().entropy(s, gamma, mapped)
