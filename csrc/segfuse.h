@@ -112,6 +112,33 @@ int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, 
 double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad,
                         int threads);
 
+enum DistanceMode : int { INSIDE, TWO_SIDED, SIGNED, LABELS, NEAREST_TWO };
+
+// Exact Euclidean distances in a batch of masks or label maps with one to three spatial axes (missing ones have
+// length 1). The output is contiguous, (samples, classes, *shape).
+struct DistanceTransform {
+  const char* input;
+  DType dtype;
+  int leading;  // axes of the batch, of any strides
+  const int64_t *leading_shape, *leading_strides;
+  int64_t shape[3], strides[3];
+  double spacing[3];
+  DistanceMode mode;
+  // What is foreground: input == class_number[c], input > threshold (floating-point input), or input != 0.
+  int64_t classes;  // 1 without class_number
+  const int64_t* class_number;
+  double threshold;
+  bool squared;
+  bool output_double;
+  void* output;
+  void* second;      // NEAREST_TWO: distance to the second nearest instance
+  int32_t* indices;  // (axes, samples, classes, *shape), the nearest pixel, or nullptr
+  int axes;          // spatial axes that have indices, the last ones
+};
+
+// Returns the number of instance numbers that do not fit 32 bits; the output then means nothing. Otherwise 0.
+int64_t distance_transform_edt(const DistanceTransform& op, int threads);
+
 const char* isa_used();
 const char* isa_found();  // space separated
 void huge_pages(void* data, size_t bytes);

@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 
 import segfuse
-from segfuse.ops import pixel_stats
+from segfuse.ops import distance_transform_edt, pixel_stats
 
 ROOT = Path(__file__).parent.parent
 OPS = {  # every file that the op must have
     "pixel_stats": [
         "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+        "benchmarks/ops/bench_{}.py",
+    ],
+    "distance_transform_edt": [
+        "csrc/cpp/{}.cpp",
+        "csrc/cpp/{}_kernels.cpp",
         "python/segfuse/ops/{}.py",
         "python/segfuse/backends/cpp/{}.py",
         "python/segfuse/backends/reference/{}.py",
@@ -30,6 +39,7 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
     ],
 }
+NO_GRADIENT = ("distance_transform_edt",)  # one native function of the op's own name
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree")
 
@@ -43,7 +53,8 @@ def test_one_op_one_name(op):
     missing = [path for path in (p.format(op) for p in OPS[op]) if not (ROOT / path).is_file()]
     assert not missing
     for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp"):
-        assert f"{op}_forward" in text(interface) and f"{op}_backward" in text(interface)
+        natives = [op] if op in NO_GRADIENT else [f"{op}_forward", f"{op}_backward"]
+        assert all(re.search(rf"\b{native}\b", text(interface)) for native in natives)
 
 
 def test_every_op_is_known_here():
@@ -64,6 +75,7 @@ def test_numbers_agree_with_the_native_interface():
 
     assert [{"weight": "n"}.get(name, name) for name in spelled(enum("Moment"))[:-1]] == list(pixel_stats.MOMENTS)
     assert spelled(enum("TermKind")) == list(pixel_stats.TERMS)
+    assert spelled(enum("DistanceMode")) == list(distance_transform_edt.MODES)
     from segfuse.ops import formula
 
     assert spelled(enum("Op", re.sub(r"//[^\n]*", "", text("csrc/cpp/formula.cpp")))) == formula.OPS

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 
 #include "../cpp/threads.h"
@@ -196,6 +197,37 @@ PYBIND11_MODULE(_cpp, m) {
       },
       py::kw_only(), "layout"_a, "code"_a, "inputs"_a, "sums"_a, "parameters"_a, "grad_input"_a, "ahead"_a, "written"_a,
       "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a, "threads"_a);
+
+  m.def(
+      "distance_transform_edt",
+      [](uintptr_t input, int dtype, const std::vector<int64_t>& leading_shape,
+         const std::vector<int64_t>& leading_strides, const std::array<int64_t, 3>& shape,
+         const std::array<int64_t, 3>& strides, const std::array<double, 3>& spacing, int mode,
+         const std::optional<std::vector<int64_t>>& classes, double threshold, bool squared, uintptr_t output,
+         bool output_double, uintptr_t second, uintptr_t indices, int axes, int threads) {
+        DistanceTransform op{};
+        op.input = pointer<const char>(input);
+        op.dtype = static_cast<DType>(dtype);
+        op.leading = static_cast<int>(leading_shape.size());
+        op.leading_shape = leading_shape.data();
+        op.leading_strides = leading_strides.data();
+        for (int d = 0; d < 3; ++d) op.shape[d] = shape[d], op.strides[d] = strides[d], op.spacing[d] = spacing[d];
+        op.mode = static_cast<DistanceMode>(mode);
+        op.classes = classes ? static_cast<int64_t>(classes->size()) : 1;
+        op.class_number = classes ? classes->data() : nullptr;
+        op.threshold = threshold;
+        op.squared = squared;
+        op.output_double = output_double;
+        op.output = pointer<void>(output);
+        op.second = pointer<void>(second);
+        op.indices = pointer<int32_t>(indices);
+        op.axes = axes;
+        py::gil_scoped_release release;
+        return distance_transform_edt(op, threads);
+      },
+      py::kw_only(), "input"_a, "dtype"_a, "leading_shape"_a, "leading_strides"_a, "shape"_a, "strides"_a, "spacing"_a,
+      "mode"_a, "classes"_a, "threshold"_a, "squared"_a, "output"_a, "output_double"_a, "second"_a, "indices"_a,
+      "axes"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

@@ -42,4 +42,28 @@ struct PixelStatsKernels {
 };
 SEGFUSE_TABLE(PixelStatsKernels, pixel_stats)
 
+// A distance transform on its way: distances along x, then y, then z, each pass in place in `work`.
+struct DistancePass {
+  const DistanceTransform& op;
+  bool wide;               // work and tables hold double, otherwise float
+  void* work;              // (planes, H, W), squared distances so far; see the kernels for their sign
+  void* second;            // NEAREST_TWO: the same for the second nearest instance
+  int32_t* instances[2];   // NEAREST_TWO: (planes, H, W), the instances that the two distances belong to; 0 none
+  int32_t* index[3];       // (planes, H, W), coordinate z, y, x of the nearest pixel, or nullptr
+  const void* squares[3];  // (unit k)^2 of axis z, y, x at [k], -side < k < side
+  double unit[3];          // spacing over `scale`
+  double scale;
+  int last;  // the axis whose pass comes last and writes the distances themselves
+};
+
+struct DistanceTransformKernels {
+  size_t (*scratch)(const DistancePass& pass);  // bytes for one thread
+  // Rows [begin, end) of one plane along x. Returns the number of instance numbers that do not fit 32 bits.
+  int64_t (*rows)(const DistancePass& pass, int64_t plane, int64_t begin, int64_t end, void* scratch);
+  // Columns along y (axis 1) of one plane, or along z (axis 0) of one volume: [begin, end) of those that start in it.
+  void (*columns)(const DistancePass& pass, int axis, int64_t unit, int64_t begin, int64_t end, void* scratch);
+};
+constexpr int64_t DISTANCE_COLUMNS = 64;  // columns that lie side by side in a tile
+SEGFUSE_TABLE(DistanceTransformKernels, distance_transform_edt)
+
 }  // namespace segfuse

@@ -18,6 +18,16 @@ else:
     from .backends import use_backend
     from .explain import explain
     from .losses import *
+    from .ops.distance_transform_edt import distance_transform_edt
     from .ops.pixel_stats import pixel_stats
 
-    __all__ = ["backends", "explain", "functional", "losses", "pixel_stats", "use_backend", *losses.__all__]
+    __all__ = [
+        "backends",
+        "distance_transform_edt",
+        "explain",
+        "functional",
+        "losses",
+        "pixel_stats",
+        "use_backend",
+        *losses.__all__,
+    ]

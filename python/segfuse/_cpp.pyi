@@ -78,5 +78,25 @@ def formula_backward(
     n_parameters: int,
     threads: int,
 ) -> float: ...
+def distance_transform_edt(
+    *,
+    input: int,
+    dtype: int,
+    leading_shape: Sequence[int],
+    leading_strides: Sequence[int],
+    shape: Sequence[int],
+    strides: Sequence[int],
+    spacing: Sequence[float],
+    mode: int,
+    classes: Sequence[int] | None,
+    threshold: float,
+    squared: bool,
+    output: int,
+    output_double: bool,
+    second: int,
+    indices: int,
+    axes: int,
+    threads: int,
+) -> int: ...
 def huge_pages(*, data: int, bytes: int) -> None: ...
 def isa_info() -> IsaInfo: ...
