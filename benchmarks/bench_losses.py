@@ -13,7 +13,7 @@ import pytest
 from bandwidth import MIB, Bandwidth
 from candidates import Case, NotComparable, Timed, peak_extra, segfuse, small_calls
 from measure import QUICK
-from peers import LIBRARIES, LOSSES, SHAPES
+from peers import DISTANCE, LIBRARIES, LOSSES, SHAPES, shapes_of
 from targets import dims
 
 
@@ -30,7 +30,7 @@ def library_losses(library: str, classes: int) -> frozenset[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "candidate" in metafunc.fixturenames:
-        chosen: dict[str, Any] = {"shapes": SHAPES, "losses": LOSSES}
+        chosen: dict[str, Any] = {"shapes": [*SHAPES, *DISTANCE], "losses": LOSSES}
         if metafunc.config.getoption("--quick"):
             chosen = QUICK
         metafunc.parametrize(
@@ -39,7 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 pytest.param(shape, loss, candidate, id=f"{dims(shape)}-{loss}-{candidate}")
                 for shape in chosen["shapes"]
                 for loss in chosen["losses"]
+                if shape in shapes_of(loss)
                 for candidate in ("segfuse", "eager", "compile", *LIBRARIES)
+                if (candidate != "compile" or LOSSES[loss].compiles)
                 if candidate not in LIBRARIES or loss in library_losses(candidate, shape[1])
             ],
         )

@@ -81,7 +81,8 @@ class Case:
         row = LOSSES[loss]
         self._add("eager", lambda: Candidate(row.plain, self.labels, against=None))
         self._add("segfuse", lambda: Candidate(row.segfuse(segfuse()), self.labels))
-        self._add("compile", lambda: Candidate(compiled(row.plain), self.labels))
+        if row.compiles:
+            self._add("compile", lambda: Candidate(compiled(row.plain), self.labels))
         for library in libraries:
             self._add(library, partial(self._peer, library))
         for term in row.terms:

@@ -42,7 +42,7 @@ import torch
 
 from bandwidth import MIB, Streams
 from candidates import Case, Timed, interleave, peak_extra, segfuse, small_calls, steady_heap
-from peers import LIBRARIES, LOSSES, PACKAGES, SHAPES, SMALL
+from peers import DISTANCE, LIBRARIES, LOSSES, PACKAGES, SHAPES, SMALL, shapes_of
 from targets import describe, describe_targets, judge
 
 QUICK = {
@@ -150,7 +150,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu>-<date>.json")
     options = parser.parse_args()
-    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": SHAPES, "seconds": 1.0}
+    every = [*SHAPES, *DISTANCE]
+    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": every, "seconds": 1.0}
     if options.quick:
         chosen = QUICK
     losses, seconds = options.losses or chosen["losses"], options.seconds or chosen["seconds"]
@@ -174,6 +175,8 @@ def main() -> None:
     streams = Streams()
     for shape in shapes:
         for loss in losses:
+            if shape not in shapes_of(loss):
+                continue
             results["cases"].append(measure_case(Case(loss, shape, options.libraries), streams, seconds))
             print(describe(results["cases"][-1]), flush=True)
             save()

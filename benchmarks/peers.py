@@ -22,10 +22,11 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -109,6 +110,40 @@ def four(logits: Tensor, labels: Tensor) -> Tensor:
     return focal(logits, labels) + dice(logits, labels) + tversky(logits, labels) + cross_entropy(logits, labels)
 
 
+def fields(logits: Tensor, labels: Tensor, distance: Callable[[Any], Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p, y, and the distance fields of y and of p > 0.5, of every class but the background of several."""
+    if logits.shape[1] == 1:
+        p, y = logits.sigmoid(), labels.to(logits.dtype)
+    else:
+        p = logits.softmax(1)[:, 1:]
+        y = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].to(logits.dtype)
+    masks = (y.numpy() > 0.5, p.detach().numpy() > 0.5)
+    of_y, of_p = (torch.from_numpy(np.stack([[distance(m) for m in n] for n in mask])).to(p.dtype) for mask in masks)
+    return p, y, of_y, of_p
+
+
+def two_sided(mask: Any) -> Any:
+    from scipy.ndimage import distance_transform_edt as edt
+
+    return edt(mask) + edt(~mask) if mask.any() and not mask.all() else np.zeros(mask.shape)
+
+
+def signed(mask: Any) -> Any:
+    from scipy.ndimage import distance_transform_edt as edt
+
+    return edt(~mask) - np.maximum(edt(mask) - 1, 0) if mask.any() and not mask.all() else np.zeros(mask.shape)
+
+
+def hausdorff_dt(logits: Tensor, labels: Tensor) -> Tensor:
+    p, y, of_y, of_p = fields(logits, labels, two_sided)
+    return ((p - y) ** 2 * (of_y**2 + of_p**2)).mean()
+
+
+def boundary(logits: Tensor, labels: Tensor) -> Tensor:
+    p, _, phi, _ = fields(logits, labels, signed)
+    return (phi * p).mean()
+
+
 def compiled(function: LossFunction) -> LossFunction:
     """`torch.compile` of plain code for one fixed shape, compiled anew."""
     torch._dynamo.reset()
@@ -127,12 +162,19 @@ class Loss:
     plain: LossFunction
     terms: tuple[str, ...] = ()  # of a compound: the rows it is the sum of
     one_pass: bool = False  # the gradient can be written while the forward pass reads
+    shapes: Sequence[tuple[int, ...]] = ()  # instead of SHAPES
+    compiles: bool = True  # the plain code is torch alone
 
 
 def _four(sf: Any, **options: Any) -> LossFunction:
     parts = {"focal": sf.FocalLoss(), "dice": sf.DiceLoss(**options)}
     return sf.CompoundLoss({**parts, "tversky": sf.TverskyLoss(**options), "ce": sf.CrossEntropyLoss()})
 
+
+LARGE = [(16, 1, 512, 512), (2, 1, 128, 128, 128), (8, 19, 512, 512), (2, 14, 96, 96, 96), (1, 117, 96, 96, 96)]
+SMALL = (4, 1, 64, 64)
+SHAPES: list[tuple[int, ...]] = [*LARGE, SMALL]
+DISTANCE = [(4, 1, 256, 256), (1, 1, 96, 96, 96), (1, 5, 64, 64, 64)]  # of losses that measure distances
 
 LOSSES: dict[str, Loss] = {
     "focal": Loss("Focal", lambda sf, **o: sf.FocalLoss(**o), focal, one_pass=True),
@@ -146,11 +188,16 @@ LOSSES: dict[str, Loss] = {
     "combo": Loss("Combo", lambda sf, **o: sf.ComboLoss(**o), combo, ("dice", "ce")),
     "dice_focal": Loss("Dice + focal", lambda sf, **o: sf.DiceFocalLoss(**o), dice_focal, ("dice", "focal")),
     "four": Loss("Focal + Dice + Tversky + CE", _four, four, ("focal", "dice", "tversky", "ce")),
+    "hausdorff_dt": Loss(
+        "Hausdorff distance", lambda sf, **o: sf.HausdorffDTLoss(**o), hausdorff_dt, shapes=DISTANCE, compiles=False
+    ),
+    "boundary": Loss("Boundary", lambda sf, **o: sf.BoundaryLoss(**o), boundary, shapes=DISTANCE, compiles=False),
 }
 
-LARGE = [(16, 1, 512, 512), (2, 1, 128, 128, 128), (8, 19, 512, 512), (2, 14, 96, 96, 96), (1, 117, 96, 96, 96)]
-SMALL = (4, 1, 64, 64)
-SHAPES: list[tuple[int, ...]] = [*LARGE, SMALL]
+
+def shapes_of(loss: str) -> Sequence[tuple[int, ...]]:
+    return LOSSES[loss].shapes or SHAPES
+
 
 # What the classes need that cannot be built without arguments, for the run over every public class.
 ARGUMENTS: dict[str, Callable[[Any], LossFunction]] = {
@@ -205,7 +252,10 @@ def monai(classes: int) -> dict[str, Peer]:
     else:  # DiceFocalLoss has a sigmoid focal term even with softmax=True, so the sum is what computes the same
         focal = m.FocalLoss(gamma=2.0, use_softmax=True, to_onehot_y=True)
         dice_focal = weighted((1.0, dice), (classes, focal))
+    distance = {**activation, "include_background": classes == 1}
     return {
+        "hausdorff_dt": Peer(m.HausdorffDTLoss(**distance)),
+        "boundary": Peer(m.BoundaryLoss(**distance)),
         "focal": Peer(focal, scale=classes),
         "dice": Peer(dice),
         "jaccard": Peer(m.DiceLoss(jaccard=True, **activation, smooth_nr=2.0, smooth_dr=2.0)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peers import LARGE, LIBRARIES, LOSSES, SHAPES, SMALL
+from peers import DISTANCE, LARGE, LIBRARIES, LOSSES, SHAPES, SMALL
 
 CaseResult = dict[str, Any]
 
@@ -75,6 +75,8 @@ TARGETS = [
     Target("two terms over the dearer one", over_terms, "<=", 1.15, PAIRS),
     Target("four terms over the dearest one", over_terms, "<=", 1.4, ("four",)),
     Target("MiB beyond the gradient", extra_mib, "<=", 2.0, shapes=SHAPES),
+    Target("fastest library over segfuse", fastest_library, ">=", 30.0, ("hausdorff_dt",), shapes=DISTANCE),
+    Target("fastest library over segfuse", fastest_library, ">=", 20.0, ("boundary",), shapes=DISTANCE),
 ]
 
 

@@ -14,7 +14,7 @@ except Exception as error:  # `segfuse doctor` still runs, and says what is wron
         def __getattr__(name: str) -> object:
             raise AttributeError(_message)
 else:
-    from . import backends, functional, losses
+    from . import backends, functional, losses, transforms
     from .backends import use_backend
     from .explain import explain
     from .losses import *
@@ -28,6 +28,7 @@ else:
         "functional",
         "losses",
         "pixel_stats",
+        "transforms",
         "use_backend",
         *losses.__all__,
     ]

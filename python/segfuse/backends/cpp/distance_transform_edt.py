@@ -53,5 +53,7 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
     if unfit:  # instance numbers above 2^31: number them from 1
         positive = input > 0
         numbers = torch.unique(input[positive], return_inverse=True)[1]
-        return forward(torch.zeros(input.shape, dtype=torch.int32).masked_scatter_(positive, numbers.int() + 1), request)
+        return forward(
+            torch.zeros(input.shape, dtype=torch.int32).masked_scatter_(positive, numbers.int() + 1), request
+        )
     return output, second
