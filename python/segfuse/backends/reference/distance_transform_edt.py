@@ -74,13 +74,13 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
 
     if request.mode == "nearest_two":
         first, second = _nearest_two(instances(input), request)
-        return length(first), length(second)
+        return length(first).contiguous(), length(second).contiguous()
     if request.mode == "labels":
         d, indices = _labels(input.to(torch.int64), request)
     else:
         masks = _masks(input, request)
         d, indices = _squares(masks, request) if request.mode == "inside" else _labels(masks.long(), request)
-    d = length(torch.where(d.isinf(), 0, d))
+    d = length(torch.where(d.isinf(), 0, d)).contiguous()
     if request.mode == "signed":
-        d = torch.where(masks, -d, d)
+        d = torch.where(masks.contiguous(), -d, d)
     return d, indices.to(torch.int32) if request.indices else None
