@@ -14,7 +14,8 @@ import segfuse as sf
 from all_losses import ALL, CHANNELS, CLASS_WEIGHT, IDS, MODES, VARIANTS, Variant, problem
 from cases import lay_out
 from compare import close, evaluate, same, within_rounding
-from segfuse.losses._base import CompoundLoss, PixelLoss, StatsLoss
+from segfuse.losses._base import CompoundLoss, Loss, PixelLoss, StatsLoss
+from segfuse.losses._distance import DistanceLoss
 
 every = pytest.mark.parametrize(("variant", "mode"), ALL, ids=IDS)
 
@@ -47,7 +48,8 @@ def test_the_table_sets_every_parameter(variant):
     """A parameter that no variant sets would never be tested."""
     if variant.name in ("CompoundLoss", "RegionLoss"):
         return
-    own = set(inspect.signature(getattr(sf, variant.name).__init__).parameters) - {"self", "common", "class_weight"}
+    common = {"self", "common", *inspect.signature(Loss.__init__).parameters}
+    own = set(inspect.signature(getattr(sf, variant.name).__init__).parameters) - common
     seen = {name for other in VARIANTS if other.name == variant.name for name in other.settings}
     assert own <= seen | {"smooth"}, own - seen
 
@@ -154,9 +156,12 @@ def test_reductions(variant, mode):
     assert mean[0].shape == total[0].shape == ()
     if "reduce_first" in variant.settings or "power" in variant.settings:
         return  # not a sum of the parts
+    loss = variant(mode=mode)
+    if isinstance(loss, DistanceLoss):  # the mean over the pixels of a (sample, class)
+        assert none[0].shape == (N, C - (mode == "multiclass"))
+        return
     close(none[0].sum(), total[0], 1e-12)
     close(none[1], total[1], 1e-11)
-    loss = variant(mode=mode)
     per_pixel = isinstance(loss, PixelLoss) or (variant.name == "SelfAdjustingDiceLoss" and loss.form == "pixel")
     if per_pixel:
         one_vs_rest = variant.settings.get("activation") == "sigmoid" and mode == "multiclass"
@@ -164,9 +169,7 @@ def test_reductions(variant, mode):
         if not one_vs_rest:
             assert not none[0][gone].any()
         return
-    if variant.positional:
-        assert none[0].shape == (N, C - (mode == "multiclass"))
-    elif variant.name == "TLoss":
+    if variant.name == "TLoss":
         assert none[0].shape == (N,)
     elif isinstance(loss, sf.GeneralizedDiceLoss):
         assert none[0].shape == (() if loss.batch else (N,))

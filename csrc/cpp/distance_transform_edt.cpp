@@ -15,7 +15,7 @@ constexpr int64_t ROWS = 64;                  // of one plane, the unit of work 
 constexpr int64_t FEW_PLANES = 16;            // from here on a plane is the unit of work along x and y
 constexpr int64_t SERIAL_ELEMENTS = 1 << 14;  // below this a second thread costs more than it brings
 constexpr double EXACT = 1 << 24;             // integers that float holds
-constexpr double FLOAT_RATIO = 1e4;           // of spacings whose squares leave float's relative precision alone
+constexpr double FLOAT_RATIO = 1e9;           // between spacings whose squares are far from the smallest float
 
 // (unit k)^2 for -side < k < side
 template <typename T>

@@ -42,7 +42,12 @@ def signed_distance(masks: Tensor, delta: float, **options: Any) -> Tensor:
 
 
 def boundary_penalty(
-    labels: Tensor, axes: int, classes: int, normalized: bool, spacing: Sequence[float] | None, dtype: torch.dtype
+    labels: Tensor,
+    axes: int,
+    classes: int,
+    normalized: bool,
+    spacing: float | Sequence[float] | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """dmax - d of every region {label = c}, divided by dmax - dmin where ``normalized``; 0 where there is one label.
 
@@ -63,7 +68,7 @@ def boundary_penalty(
 
 
 def gap_weight(
-    instances: Tensor, axes: int, w0: float, sigma: float, spacing: Sequence[float] | None, dtype: torch.dtype
+    instances: Tensor, axes: int, w0: float, sigma: float, spacing: float | Sequence[float] | None, dtype: torch.dtype
 ) -> Tensor:
     """w0 exp(-(d1 + d2)^2 / (2 sigma^2)) with the distances to the two nearest instances; 0 with fewer than two."""
     nearest, second = distance_transform_edt(

@@ -31,7 +31,7 @@ class _Map:
         spatial_dims: number of spatial axes, the last ones of a label; others are channels.
         num_classes: the label holds class numbers, ``(*spatial)`` or ``(1, *spatial)``, and the map gets one channel
             per class. Default: every channel is a mask, nonzero inside, and has a map of its own.
-        spacing: size of a pixel along each spatial axis. Default: 1.
+        spacing: size of a pixel, along every spatial axis or one for each. Default: 1.
         suffix: the map of ``label`` is stored under ``label`` + suffix.
     """
 
@@ -43,13 +43,13 @@ class _Map:
         *,
         spatial_dims: int = 2,
         num_classes: int | None = None,
-        spacing: Sequence[float] | None = None,
+        spacing: float | Sequence[float] | None = None,
         suffix: str | None = None,
     ) -> None:
         self.keys = (keys,) if isinstance(keys, str) else tuple(keys)
         self.spatial_dims = spatial_dims
         self.num_classes = num_classes
-        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
+        self.spacing = spacing
         if suffix is not None:
             self.suffix = suffix
 

@@ -17,6 +17,7 @@ from .cross_entropy import CrossEntropyLoss
 
 ABSENT = -(1 << 31)  # a class number that no label has: the field of an empty mask is 0
 Hard = Literal["threshold", "argmax"]
+Spacing = float | Sequence[float] | None
 
 
 class DistanceOptions(TypedDict, total=False):
@@ -26,7 +27,7 @@ class DistanceOptions(TypedDict, total=False):
     ignore_index: int
     class_weight: Sequence[float] | Tensor | None
     include_background: bool | None
-    spacing: Sequence[float] | None
+    spacing: Spacing
 
 
 def hard_option(value: str) -> Hard:
@@ -34,13 +35,14 @@ def hard_option(value: str) -> Hard:
     return found
 
 
-def spacing_option(value: Sequence[float] | None) -> tuple[float, ...] | None:
+def spacing_option(value: Spacing) -> float | tuple[float, ...] | None:
     if value is None:
         return None
-    spacing = tuple(float(s) for s in value)
-    if not spacing or not all(s > 0 and math.isfinite(s) for s in spacing):
+    spacing = float(value) if isinstance(value, int | float) else tuple(float(s) for s in value)
+    sizes = spacing if isinstance(spacing, tuple) else (spacing,)
+    if not sizes or not all(s > 0 and math.isfinite(s) for s in sizes):
         raise ValueError(
-            f"spacing must hold a size > 0 for each spatial axis; got {value!r}. Try: spacing=(1.0, 1.0) in 2-D"
+            f"spacing must be a size > 0, or one for each spatial axis; got {value!r}. Try: spacing=(1.0, 1.0) in 2-D"
         )
     return spacing
 
@@ -111,6 +113,11 @@ def one_hot(masks: Tensor, g: Geometry) -> Tensor:
     return masks.unsqueeze(1) == classes.reshape(1, -1, *[1] * len(g.spatial))
 
 
+def per_class(t: Tensor, g: Geometry) -> Tensor:
+    """A map of pixels or of classes as ``(N, C, *spatial)``."""
+    return (t.unsqueeze(1) if t.ndim < len(g.shape) else t).expand(g.shape)
+
+
 def label_map(masks: Tensor, g: Geometry) -> Tensor:
     """Labels 0, 1, ...: the classes of ``(N, *spatial)`` where they exclude each other, else 0 and 1 per channel."""
     if masks.ndim == len(g.shape):
@@ -135,7 +142,7 @@ class DistanceLoss(Loss):
     """A mean over pixels and classes, each weighed by a distance map that carries no gradient.
 
     Args:
-        spacing: size of a pixel along each spatial axis, in the unit of the distances. Default: 1.
+        spacing: size of a pixel, along every spatial axis or one for each, in the unit of the distances. Default: 1.
         include_background: default: ``False`` in multiclass mode, else ``True``.
 
     ``reduction="none"`` gives the mean over the valid pixels of every (sample, class). Without a valid pixel loss and
@@ -153,7 +160,7 @@ class DistanceLoss(Loss):
         ignore_index: int = -100,
         class_weight: Sequence[float] | Tensor | None = None,
         include_background: bool | None = None,
-        spacing: Sequence[float] | None = None,
+        spacing: Spacing = None,
     ) -> None:
         super().__init__(
             mode=mode,

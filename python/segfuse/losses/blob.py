@@ -15,7 +15,7 @@ from ..ops import pixel_stats as op
 from ..ops.formula import tensor_stats
 from ..ops.pixel_stats import Geometry, Mode, Plan, Segments, Tensors
 from ._base import Loss, number, one_of
-from ._distance import one_hot, target_masks, valid
+from ._distance import one_hot, per_class, target_masks, valid
 from .dice import DiceLoss
 
 __all__ = ["BlobLoss"]
@@ -168,8 +168,7 @@ class BlobLoss(Loss):
         rows = (g.shape[0] * masks.shape[1], 1, *g.spatial)
 
         def each(t: Tensor) -> Tensor:
-            t = t.reshape(g.shape[0], -1, *g.spatial).expand(g.shape)
-            return t[:, first:].reshape(rows)
+            return per_class(t, g)[:, first:].reshape(rows)
 
         z = x.input.reshape(g.shape)
         if g.activation == "softmax":
@@ -208,10 +207,9 @@ def _set(criterion: Loss, options: dict[str, Any]) -> None:
 
 def _renumber(instances: Tensor, masks: Tensor, g: Geometry, first: int) -> Tensor:
     """Instance numbers 1, 2, ... that no two (sample, class) share; 0 outside of the masks."""
-    channels = instances.reshape(g.shape[0], -1, *g.spatial).to(torch.int64)
-    inside = torch.where(masks, channels.expand(g.shape)[:, first:], 0)
-    row = torch.arange(inside[..., 0].numel() // max(inside[0, 0, ..., 0].numel(), 1), device=inside.device)
-    row = row.reshape(*inside.shape[:2], *[1] * len(g.spatial)).expand_as(inside)
+    inside = torch.where(masks, per_class(instances, g)[:, first:].to(torch.int64), 0)
+    rows = inside.shape[0] * inside.shape[1]
+    row = torch.arange(rows, device=inside.device).reshape(*inside.shape[:2], *[1] * len(g.spatial)).expand_as(inside)
     pairs = torch.stack((row[inside > 0], inside[inside > 0]))
     _, number = torch.unique(pairs, dim=1, return_inverse=True)
     return torch.zeros_like(inside, dtype=torch.int32).masked_scatter_(inside > 0, (number + 1).to(torch.int32))

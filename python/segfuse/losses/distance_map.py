@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from ..ops.pixel_stats import Geometry, Tensors
 from ._base import PixelLoss, PixelOptions, number, one_of
 from ._distance import (
     MappedCrossEntropyLoss,
+    Spacing,
     dtype,
     label_map,
     one_hot,
@@ -33,7 +33,7 @@ class DistanceMapCrossEntropyLoss(MappedCrossEntropyLoss):
     Args:
         phi: ``"normalized"`` (dmax - d) / (dmax - dmin) of the region, 1 at the boundary and 0 deepest inside;
             ``"inverse"`` dmax - d, in the unit of ``spacing``.
-        spacing: size of a pixel along each spatial axis. Default: 1.
+        spacing: size of a pixel, along every spatial axis or one for each. Default: 1.
 
     d is the distance to the nearest pixel with another label. A region of one thickness has phi 1, an image with one
     label phi 0. ``distance_map=`` takes a phi of your own.
@@ -44,7 +44,7 @@ class DistanceMapCrossEntropyLoss(MappedCrossEntropyLoss):
         self,
         *,
         phi: Literal["normalized", "inverse"] = "normalized",
-        spacing: Sequence[float] | None = None,
+        spacing: Spacing = None,
         **common: Unpack[PixelOptions],
     ) -> None:
         super().__init__(**common)
@@ -67,7 +67,7 @@ class UNetWeightedCrossEntropyLoss(CrossEntropyLoss):
         w0: weight of the gaps.
         sigma: their width, in the unit of ``spacing``.
         only_background: the gap term only where the target is background.
-        spacing: size of a pixel along each spatial axis. Default: 1.
+        spacing: size of a pixel, along every spatial axis or one for each. Default: 1.
 
     d1 and d2 are the distances to the nearest and the second nearest instance: those of ``instances=`` in the call (a
     label map shaped like the target, 0 is background), or the connected components of the target, corners included.
@@ -84,7 +84,7 @@ class UNetWeightedCrossEntropyLoss(CrossEntropyLoss):
         w0: float = 10.0,
         sigma: float = 5.0,
         only_background: bool = True,
-        spacing: Sequence[float] | None = None,
+        spacing: Spacing = None,
         **common: Unpack[PixelOptions],
     ) -> None:
         super().__init__(**common)

@@ -8,7 +8,16 @@ from typing_extensions import Unpack
 from ..ops.distance_transform_edt import distance_transform_edt
 from ..ops.formula import Array, PixelStats
 from ..ops.pixel_stats import Geometry, Tensors
-from ._distance import DistanceLoss, DistanceOptions, dtype, hard_option, positive, predicted_masks, target_masks
+from ._distance import (
+    DistanceLoss,
+    DistanceOptions,
+    dtype,
+    hard_option,
+    per_class,
+    positive,
+    predicted_masks,
+    target_masks,
+)
 
 __all__ = ["HausdorffDTLoss"]
 
@@ -46,10 +55,7 @@ class HausdorffDTLoss(DistanceLoss):
         d = self._power(target_masks(x, g), x, g) if x.distance is None else x.distance.to(dtype(x)) ** self.alpha
         if self.one_sided:
             return d
-        axes = len(g.spatial)
-        if d.ndim == axes + 1:
-            d = d.unsqueeze(1)
-        return self._power(predicted_masks(x, g, self.hard), x, g).add_(d)
+        return self._power(predicted_masks(x, g, self.hard), x, g).add_(per_class(d, g))
 
     def _power(self, masks: Tensor, x: Tensors, g: Geometry) -> Tensor:
         d = self.field(distance_transform_edt, masks, x, g, mode="two_sided", squared=self.alpha == 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from ..ops.pixel_stats import Geometry, Tensors
 from ._base import PixelOptions, one_of
 from ._distance import (
     MappedCrossEntropyLoss,
+    Spacing,
     contour,
     dtype,
     hard_option,
@@ -33,7 +33,7 @@ class ShapeAwareLoss(MappedCrossEntropyLoss):
         form: ``"curve"`` E is the mean distance of the predicted contour to the target's, one number per (sample,
             class); ``"pixel"`` the distance of the pixel to the target's contour.
         hard: prediction: ``"threshold"`` p > 0.5, or ``"argmax"`` the most probable class.
-        spacing: size of a pixel along each spatial axis, in the unit of the distances. Default: 1.
+        spacing: size of a pixel, along every spatial axis or one for each. Default: 1.
 
     A contour is made of object pixels with a face neighbour in the background; the image border is none. Without a
     predicted or without a target contour E = 0. Over classes E adds up.
@@ -45,7 +45,7 @@ class ShapeAwareLoss(MappedCrossEntropyLoss):
         *,
         form: Literal["curve", "pixel"] = "curve",
         hard: str = "threshold",
-        spacing: Sequence[float] | None = None,
+        spacing: Spacing = None,
         **common: Unpack[PixelOptions],
     ) -> None:
         super().__init__(**common)

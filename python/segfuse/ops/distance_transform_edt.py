@@ -174,6 +174,12 @@ def _rounded(threshold: float, dtype: torch.dtype) -> float:
     return float(torch.tensor(threshold, dtype=torch.float64).to(dtype)) if abs(threshold) != inf else threshold
 
 
+def instances(input: Tensor) -> Tensor:
+    """An instance map as int64, 0 where there is none; a uint64 above 2^63 becomes a negative number of its own."""
+    wide = input.to(torch.int64)
+    return wide if input.dtype == torch.uint64 else wide.clamp(min=0)
+
+
 def transform(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
     """Distances and indices, or both distances of ``nearest_two``, of checked arguments."""
     with torch.no_grad():

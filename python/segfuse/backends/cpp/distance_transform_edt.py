@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpp
-from ...ops.distance_transform_edt import MODES, Request
+from ...ops.distance_transform_edt import MODES, Request, instances
 from .pixel_stats import DTYPE, HUGE
 
 
@@ -23,22 +23,25 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
-    shape = request.output_shape(input)
-    output = _empty(shape, request.dtype)
-    second = None
+    output_shape = request.output_shape(input)
+    output, second = _empty(output_shape, request.dtype), None
     if request.mode == "nearest_two":
-        second = _empty(shape, request.dtype)
+        second = _empty(output_shape, request.dtype)
     elif request.indices:
-        second = _empty((request.spatial, *shape), torch.int32)
-    leading, missing = input.ndim - request.spatial, 3 - request.spatial
+        second = _empty((request.spatial, *output_shape), torch.int32)
+    leading = input.ndim - request.spatial
+    axes = list(zip(input.shape[leading:], input.stride()[leading:], request.spacing))
+    if not request.indices:
+        axes = [axis for axis in axes if axis[0] != 1]  # so that the last axis is as long as it can be
+    shape, strides, spacing = zip(*[(1, 0, 1.0)] * (3 - len(axes)), *axes)
     unfit = _cpp.distance_transform_edt(
         input=input.data_ptr(),
         dtype=DTYPE[input.dtype],
         leading_shape=input.shape[:leading],
         leading_strides=input.stride()[:leading],
-        shape=(*(1,) * missing, *input.shape[leading:]),
-        strides=(*(0,) * missing, *input.stride()[leading:]),
-        spacing=(*(1.0,) * missing, *request.spacing),
+        shape=shape,
+        strides=strides,
+        spacing=spacing,
         mode=MODES.index(request.mode),
         classes=request.classes,
         threshold=request.threshold or 0.0,
@@ -51,9 +54,8 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
         threads=torch.get_num_threads(),
     )
     if unfit:  # instance numbers above 2^31: number them from 1
-        positive = input > 0
-        numbers = torch.unique(input[positive], return_inverse=True)[1]
-        return forward(
-            torch.zeros(input.shape, dtype=torch.int32).masked_scatter_(positive, numbers.int() + 1), request
-        )
+        labels = instances(input)
+        there = labels != 0
+        numbers = torch.unique(labels[there], return_inverse=True)[1]
+        return forward(torch.zeros(input.shape, dtype=torch.int32).masked_scatter_(there, numbers.int() + 1), request)
     return output, second

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.distance_transform_edt import Request
+from ...ops.distance_transform_edt import Request, instances
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
@@ -41,16 +41,12 @@ def _masks(input: Tensor, request: Request) -> Tensor:
     if request.threshold is not None:
         return input > request.threshold
     if request.classes is None:
-        return input != 0
+        return input.to(torch.int64) != 0
     if not request.classes:
         return torch.zeros(request.output_shape(input), dtype=torch.bool, device=input.device)
-    values = _wide(input)
-    return torch.stack([values == c for c in request.classes], -request.spatial - 1)
-
-
-def _wide(input: Tensor) -> Tensor:
-    """int64, which every operation knows; a uint64 keeps its order and its equality as far as int64 goes."""
-    return input.to(torch.int64)
+    number = input.to(torch.int64)
+    beyond = (number < 0) & (input.dtype == torch.uint64)  # 2^63 and above: no class number
+    return torch.stack([(number == c) & ~beyond for c in request.classes], -request.spatial - 1)
 
 
 def _labels(labels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
@@ -67,7 +63,7 @@ def _labels(labels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
 
 def _nearest_two(labels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
     none = torch.full((2, *labels.shape), torch.inf, dtype=torch.float64, device=labels.device)
-    fields = [_squares(labels != label, request)[0] for label in labels[labels > 0].unique()]
+    fields = [_squares(labels != label, request)[0] for label in labels[labels != 0].unique()]
     first, second = torch.cat([torch.stack([*fields]), none] if fields else [none]).topk(2, 0, largest=False).values
     return first, second
 
@@ -77,14 +73,14 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
         return (d if request.squared else d.sqrt()).to(request.dtype)
 
     if request.mode == "nearest_two":
-        first, second = _nearest_two(_wide(input), request)
-        return length(first), length(second)
+        first, second = _nearest_two(instances(input), request)
+        return length(first).contiguous(), length(second).contiguous()
     if request.mode == "labels":
-        d, indices = _labels(_wide(input), request)
+        d, indices = _labels(input.to(torch.int64), request)
     else:
         masks = _masks(input, request)
         d, indices = _squares(masks, request) if request.mode == "inside" else _labels(masks.long(), request)
-    d = length(torch.where(d.isinf(), 0, d))
+    d = length(torch.where(d.isinf(), 0, d)).contiguous()
     if request.mode == "signed":
-        d = torch.where(masks, -d, d)
+        d = torch.where(masks.contiguous(), -d, d)
     return d, indices.to(torch.int32) if request.indices else None
