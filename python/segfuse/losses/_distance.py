@@ -129,9 +129,9 @@ def contour(mask: Tensor, axes: int) -> Tensor:
     """Object pixels with a face neighbour in the background; the border of the image is no background."""
     edge = torch.zeros_like(mask)
     for axis in range(-axes, 0):
-        ahead, behind = mask.narrow(axis, 1, mask.shape[axis] - 1), mask.narrow(axis, 0, mask.shape[axis] - 1)
-        edge.narrow(axis, 0, mask.shape[axis] - 1).logical_or_(behind & ~ahead)
-        edge.narrow(axis, 1, mask.shape[axis] - 1).logical_or_(ahead & ~behind)
+        m, e = mask.movedim(axis, 0), edge.movedim(axis, 0)
+        e[:-1] |= m[:-1] & ~m[1:]
+        e[1:] |= m[1:] & ~m[:-1]
     return edge
 
 
