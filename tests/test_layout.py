@@ -22,6 +22,15 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
         "benchmarks/ops/bench_{}.py",
     ],
+    "lovasz_extension": [
+        "csrc/cpp/{}.cpp",
+        "csrc/cpp/{}_kernels.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+        "benchmarks/ops/bench_{}.py",
+    ],
     "formula": [
         "csrc/cpp/{}.cpp",
         "python/segfuse/ops/{}.py",

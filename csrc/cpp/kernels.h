@@ -42,4 +42,31 @@ struct PixelStatsKernels {
 };
 SEGFUSE_TABLE(PixelStatsKernels, pixel_stats)
 
+// Pixels of a problem are numbered across its samples. op.slope holds their keys first: the error's bits and, lowest,
+// whether the pixel is positive. The highest bits of a key are its cell; the last cell is for pixels without an error.
+struct LovaszExtensionFunctions {
+  size_t element;  // bytes of a sorted pixel
+  size_t (*scratch)(const LovaszExtension& op);
+  // Keys of a run of pixels of sample n: of class c for the hinge, else of all classes. Returns the number of
+  // invalid targets.
+  int64_t (*keys)(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch);
+  // Adds to counts [CELLS, 2] the negatives and positives of every cell.
+  void (*count)(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, uint32_t* counts);
+  // Moves the pixels of every cell to `elements` from cursor[2 * cell] on; those whose cell is below `lowest` and
+  // those without an error go to `nowhere`. Their slopes become 0.
+  void (*partition)(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest,
+                    uint32_t* cursor, void* elements, uint32_t nowhere);
+  // Sorts the n pixels of one cell, with G positives in the problem, of which F, and B negatives, lie in the cells
+  // above. Writes their slopes and returns their part of the loss. buffer: room for n elements.
+  double (*weigh)(const LovaszExtension& op, int64_t problem, void* elements, int64_t n, int64_t G, int64_t F,
+                  int64_t B, bool mixed, void* buffer);
+  void (*gradient)(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int64_t end,
+                   const double* coefficient, void* scratch);
+};
+struct LovaszExtensionKernels {
+  LovaszExtensionFunctions single, wide;  // for float and for double errors
+};
+constexpr int64_t LOVASZ_CELLS = 1 << 13;  // 32 for each power of two of a float error
+SEGFUSE_TABLE(LovaszExtensionKernels, lovasz_extension)
+
 }  // namespace segfuse

@@ -7,6 +7,7 @@ from .dice import *
 from .exponential_logarithmic import *
 from .focal import *
 from .jaccard import *
+from .lovasz import *
 from .mcc import *
 from .sensitivity_specificity import *
 from .t_loss import *
@@ -30,6 +31,7 @@ __all__ = [
     "FocalTverskyLoss",
     "TverskyLoss",
     "SensitivitySpecificityLoss",
+    "LovaszLoss",
     "MCCLoss",
     "ComboLoss",
     "DiceCELoss",

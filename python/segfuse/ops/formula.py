@@ -299,16 +299,25 @@ class PixelStats:
 
     def vector(self, values: Sequence[float]) -> Array:
         """``(1, C)`` constants, one per class."""
-        if len(values) != self.geometry.shape[1]:
-            raise ValueError(
-                f"class_weight must have one weight for each of the {self.geometry.shape[1]} classes; "
-                f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
-            )
-        return self._constant("vector", tuple(float(v) for v in values))
+        return self._constant("vector", one_per_class(values, self.geometry))
 
     def parameter(self, x: Tensor) -> Array:
         """A learnable scalar."""
         return self._constant("parameter", x)
+
+
+def one_per_class(values: Sequence[float], g: Geometry) -> tuple[float, ...]:
+    """Class weights, as many as there are classes.
+
+    Raises:
+        ValueError: another number of them.
+    """
+    if len(values) != g.shape[1]:
+        raise ValueError(
+            f"class_weight must have one weight for each of the {g.shape[1]} classes; "
+            f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
+        )
+    return tuple(float(v) for v in values)
 
 
 def _tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
