@@ -1,8 +1,8 @@
 // Drives lovasz_extension: keys of every pixel, then for each problem a partition into cells of nearby errors, and each
 // cell sorted and weighed by itself.
 //
-// Memory:  op.slope holds first the keys, then the slopes. Beside it one sorted pixel (8 bytes) for each pixel of a
-//          problem that is sorted, and as much again of the largest cell.
+// Memory:  op.slope holds first the keys, then the slopes. Beside it one key (4 bytes) for each pixel of a problem, and
+//          16 bytes for each pixel of the largest cell.
 // Threads: they share the problems, or, where these are large, the runs and the cells of one problem after another.
 //          Runs and cells follow from the data alone and are added in order, so the bits do not depend on it.
 // Cells:   below the last positive every weight is 0, so those cells are not even partitioned.
@@ -22,6 +22,12 @@ constexpr int64_t CELLS = LOVASZ_CELLS, PIECE = 1 << 14;
 constexpr int64_t RUN = 1 << 17, MOST_RUNS = 32;  // pixels that share counts; counts take 64 KiB a run
 constexpr int64_t LARGE = 1 << 19;                // pixels; a larger problem has all threads for itself
 constexpr size_t HUGE_PAGES = 4 << 20;            // bytes
+constexpr int64_t SERIAL_ELEMENTS = 1 << 14;      // below this a second thread costs more than it brings
+
+int useful_threads(const LovaszExtension& op, int threads) {
+  const int64_t useful = op.pass.N * op.pass.C * op.pass.S / SERIAL_ELEMENTS + 1;
+  return static_cast<int>(std::min<int64_t>(threads, useful));
+}
 
 struct Free {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
@@ -66,6 +72,7 @@ void for_each_piece(const LovaszExtension& op, size_t scratch_bytes, int threads
 
 struct Cell {
   int64_t begin, size, F, B;  // where its pixels lie; positives and negatives above it
+  bool unequal;               // the weights of positives alone are all the same
 };
 
 struct Outcome {
@@ -78,23 +85,23 @@ struct Solver {
   const LovaszExtension& op;
   const LovaszExtensionFunctions& k;
   int threads;
-  Room counts_room, elements_room, buffer_room;
+  Room counts_room, sorted_room, buffer_room;
 
   Outcome operator()(int64_t problem) {
     const int64_t pixels = op.pass.S * (op.per_image ? 1 : op.pass.N);
     const int64_t runs = std::clamp<int64_t>((pixels + RUN - 1) / RUN, 1, MOST_RUNS);
     const int64_t length = (pixels + runs - 1) / runs;
-    auto run_of = [&](int64_t r) {
-      return std::pair(std::min(r * length, pixels), std::min((r + 1) * length, pixels));
+    auto for_each_run = [&](auto body) {
+      parallel(runs, threads, [&](auto&& next) {
+        for (int64_t r; (r = next()) < runs;) body(r, std::min(r * length, pixels), std::min((r + 1) * length, pixels));
+      });
     };
 
     uint32_t* counts = static_cast<uint32_t*>(counts_room.of(runs * CELLS * 2 * sizeof(uint32_t)));
-    parallel(runs, threads, [&](auto&& next) {
-      for (int64_t r; (r = next()) < runs;) {
-        uint32_t* own = counts + r * CELLS * 2;
-        std::fill(own, own + CELLS * 2, 0);
-        k.count(op, problem, run_of(r).first, run_of(r).second, own);
-      }
+    for_each_run([&](int64_t r, int64_t begin, int64_t end) {
+      uint32_t* own = counts + r * CELLS * 2;
+      std::fill_n(own, CELLS * 2, 0);
+      k.count(op, problem, begin, end, own);
     });
 
     std::vector<int64_t> total(CELLS * 2, 0);
@@ -108,48 +115,48 @@ struct Solver {
     int64_t lowest = CELLS - 1, kept = 0, F = 0, B = 0;
     if (op.wanted[problem % op.pass.C] && (G > 0 || !op.present)) {
       while (lowest > 0 && (kept == 0 || F < G)) {
-        --lowest;
-        const int64_t size = total[2 * lowest] + total[2 * lowest + 1];
+        const int64_t negatives = total[2 * --lowest], positives = total[2 * lowest + 1], size = negatives + positives;
         if (size == 0) continue;
-        cells.push_back({kept, size, F, B});
-        int64_t at = kept;
-        for (int64_t r = 0; r < runs; ++r) {
-          uint32_t* own = counts + (r * CELLS + lowest) * 2;
-          const uint32_t here = own[0] + own[1];
-          own[0] = static_cast<uint32_t>(at);
-          at += here;
-        }
-        kept = at;
-        B += total[2 * lowest];
-        F += total[2 * lowest + 1];
+        cells.push_back({kept, size, F, B, negatives > 0});
+        kept += size, F += positives, B += negatives;
       }
     }
+    // Counts become cursors, [r, cell, way], for the way to the cells and back. A run has a place of its own for what
+    // goes to no cell.
+    for (int64_t r = 0; r < runs; ++r) std::fill_n(counts + r * CELLS * 2, lowest * 2, static_cast<uint32_t>(kept + r));
+    int64_t at = 0;
+    for (int64_t cell = CELLS - 2; cell >= lowest; --cell)
+      for (int64_t r = 0; r < runs; ++r) {
+        uint32_t* own = counts + (r * CELLS + cell) * 2;
+        const uint32_t here = own[0] + own[1];
+        own[0] = own[1] = static_cast<uint32_t>(at);
+        at += here;
+      }
+    for (int64_t r = 0; r < runs; ++r)
+      std::fill_n(counts + (r * CELLS + CELLS - 1) * 2, 2, static_cast<uint32_t>(kept + r));
 
-    char* elements = static_cast<char*>(elements_room.of((kept + runs) * k.element));
-    parallel(runs, threads, [&](auto&& next) {
-      for (int64_t r; (r = next()) < runs;)
-        k.partition(op, problem, run_of(r).first, run_of(r).second, lowest, counts + r * CELLS * 2, elements,
-                    static_cast<uint32_t>(kept + r));
+    const size_t slopes = (kept + runs) * k.key;
+    char* sorted = static_cast<char*>(sorted_room.of(slopes));
+    for_each_run([&](int64_t r, int64_t begin, int64_t end) {
+      k.partition(op, problem, begin, end, lowest, counts + r * CELLS * 2, sorted);
+    });
+    std::fill(sorted + kept * k.key, sorted + slopes, 0);
+
+    const int64_t n_cells = static_cast<int64_t>(cells.size());
+    std::vector<double> parts(cells.size());
+    auto weigh = [&](int64_t i, Room& room) {
+      const Cell& cell = cells[i];
+      void* buffer = cell.unequal ? room.of(cell.size * k.sorting) : nullptr;
+      parts[i] = k.weigh(sorted + cell.begin * k.key, cell.size, G, cell.F, cell.B, cell.unequal, buffer);
+    };
+    parallel(n_cells, threads, [&](auto&& next) {
+      Room own;
+      for (int64_t i; (i = next()) < n_cells;) weigh(i, threads == 1 ? buffer_room : own);
     });
 
-    std::vector<double> parts(cells.size());
-    const int64_t n_cells = static_cast<int64_t>(cells.size());
-    auto weigh = [&](int64_t i, Room& buffer) {
-      const Cell& cell = cells[i];
-      const int64_t F_below = i + 1 < n_cells ? cells[i + 1].F : F;
-      const int64_t positives = F_below - cell.F;
-      const bool mixed = positives < cell.size;
-      void* room = mixed ? buffer.of(cell.size * k.element) : nullptr;
-      parts[i] = k.weigh(op, problem, elements + cell.begin * k.element, cell.size, G, cell.F, cell.B, mixed, room);
-    };
-    if (threads == 1) {
-      for (int64_t i = 0; i < n_cells; ++i) weigh(i, buffer_room);
-    } else {
-      parallel(n_cells, threads, [&](auto&& next) {
-        Room buffer;
-        for (int64_t i; (i = next()) < n_cells;) weigh(i, buffer);
-      });
-    }
+    for_each_run([&](int64_t r, int64_t begin, int64_t end) {
+      k.collect(op, problem, begin, end, lowest, counts + r * CELLS * 2 + 1, sorted);
+    });
     double value = 0;
     for (double part : parts) value += part;
     return {value, G};
@@ -160,6 +167,7 @@ struct Solver {
 
 int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, double* positives, int threads) {
   const LovaszExtensionFunctions& k = functions(op);
+  threads = useful_threads(op, threads);
   std::atomic<int64_t> invalid{0};
   for_each_piece(op, k.scratch(op), threads, [&](int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
     invalid += k.keys(op, n, c, begin, end, scratch);
@@ -186,6 +194,7 @@ int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, doubl
 
 void lovasz_extension_backward(const LovaszExtension& op, const double* coefficient, int threads) {
   const LovaszExtensionFunctions& k = functions(op);
+  threads = useful_threads(op, threads);
   for_each_piece(op, k.scratch(op), threads, [&](int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch) {
     k.gradient(op, n, c, begin, end, coefficient, scratch);
   });

@@ -234,48 +234,60 @@ int64_t keys(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int
 
 // ---------------------------------------------------------------------------------------------------- sorting
 
-template <typename T>
-struct alignas(2 * sizeof(T)) Element {
-  Key<T> key;
-  uint32_t at;  // offset from the first pixel of the problem
-};
-
-// Calls f(keys, offset, count) for the pixels [begin, end) of a problem, sample by sample.
+// Calls f(keys, count) for the pixels [begin, end) of a problem, sample by sample.
 template <typename T, typename F>
 inline void pieces(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, F f) {
   const int64_t S = op.pass.S, stride = op.per_image ? 0 : op.pass.C * S;
   Key<T>* first = static_cast<Key<T>*>(op.slope) + problem * S;
   while (begin < end) {
-    const int64_t n = begin / S, i = begin % S, count = min_(S - i, end - begin), offset = n * stride + i;
-    f(first + offset, offset, count);
+    const int64_t n = begin / S, i = begin % S, count = min_(S - i, end - begin);
+    f(first + n * stride + i, count);
     begin += count;
   }
 }
 
 template <typename T>
 void count(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, uint32_t* counts) {
-  pieces<T>(op, problem, begin, end, [=](const Key<T>* keys, int64_t, int64_t count) {
+  pieces<T>(op, problem, begin, end, [=](const Key<T>* keys, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
       ++counts[static_cast<size_t>(keys[i] >> CELL_SHIFT<T>) * 2 + static_cast<size_t>(keys[i] & 1)];
   });
 }
 
 template <typename T>
-void partition(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest, uint32_t* cursor,
-               void* elements, uint32_t nowhere) {
-  Element<T>* out = static_cast<Element<T>*>(elements);
+void partition(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest,
+               uint32_t* cursors, void* sorted) {
+  Key<T>* out = static_cast<Key<T>*>(sorted);
   const Key<T> least = static_cast<Key<T>>(lowest) << CELL_SHIFT<T>;
-  pieces<T>(op, problem, begin, end, [=](Key<T>* keys, int64_t offset, int64_t count) {
+  pieces<T>(op, problem, begin, end, [=](const Key<T>* keys, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const Key<T> key = keys[i];
-      const bool kept = (key >= least) & (key < NO_ERROR<T>);
-      uint32_t* where = cursor + 2 * static_cast<size_t>(key >> CELL_SHIFT<T>);
-      out[kept ? *where : nowhere] = {key, static_cast<uint32_t>(offset + i)};
-      *where += kept;
+      uint32_t& cursor = cursors[2 * static_cast<size_t>(keys[i] >> CELL_SHIFT<T>)];
+      out[cursor] = keys[i];
+      cursor += (keys[i] >= least) & (keys[i] < NO_ERROR<T>);
     }
-    zero(keys, count);  // the bits of a slope of 0
   });
 }
+
+template <typename T>
+void collect(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest, uint32_t* cursors,
+             const void* sorted) {
+  const Key<T>* in = static_cast<const Key<T>*>(sorted);
+  const Key<T> least = static_cast<Key<T>>(lowest) << CELL_SHIFT<T>;
+  pieces<T>(op, problem, begin, end, [=](Key<T>* keys, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t& cursor = cursors[2 * static_cast<size_t>(keys[i] >> CELL_SHIFT<T>)];
+      const Key<T> slope = in[cursor];
+      cursor += (keys[i] >= least) & (keys[i] < NO_ERROR<T>);
+      keys[i] = slope;
+    }
+  });
+}
+
+template <typename T>
+struct alignas(2 * sizeof(T)) Element {
+  Key<T> key;
+  uint32_t at;  // place in the cell before it was sorted
+};
 
 // Turns counts into the first place of every digit, the largest first.
 inline void places(uint32_t* counts, int64_t digits) {
@@ -287,84 +299,78 @@ inline void places(uint32_t* counts, int64_t digits) {
   }
 }
 
+// Two counts in one word: positives low, negatives high
+constexpr int HIGH = 32;
+inline uint64_t one_of(bool positive) { return positive ? 1 : uint64_t(1) << HIGH; }
+
 template <typename T>
 struct Weigher {
-  T* slope;
+  Key<T>* slopes;
   double G;
   double sum = 0;
 
-  // x is the next pixel after F positives and B negatives.
-  inline void operator()(const Element<T>& x, uint32_t& F, uint32_t& B) {
-    const bool positive = x.key & 1;
-    const double f = F, b = B, U = G + b + 1;
-    // J_k - J_(k-1) in closed form; without any positive the first pixel has it all
-    const double above = positive | (U == 1) ? 1 : G - f;
-    const double below = positive ? G + b : U == 1 ? 1 : U * (U - 1);
-    const double weight = above / below;
-    const T error = error_of(x.key);
+  // The pixel comes after as many positives and negatives as `before` says; J_k - J_(k-1) in closed form.
+  inline void operator()(Key<T> key, uint32_t at, uint64_t& before) {
+    const bool positive = key & 1;
+    const double F = static_cast<uint32_t>(before), B = static_cast<uint32_t>(before >> HIGH), U = G + B + 1;
+    const bool alone = U == 1;  // without any positive the first pixel has it all
+    const double weight = (positive | alone ? 1 : G - F) / (positive ? G + B : alone ? 1 : U * (U - 1));
+    const T error = error_of(key);
     sum += weight > 0 ? double(error) * weight : 0;
-    slope[x.at] = error == error ? static_cast<T>(positive ? -weight : weight) : error;
-    F += positive;
-    B += !positive;
+    const T slope = static_cast<T>(positive ? -weight : weight);
+    slopes[at] = bits_of(error == error ? slope : error);
+    before += one_of(positive);
   }
 };
 
 template <typename T>
-double weigh(const LovaszExtension& op, int64_t problem, void* elements, int64_t n, int64_t G, int64_t F, int64_t B,
-             bool mixed, void* buffer) {
+double weigh(void* cell, int64_t n, int64_t G, int64_t F, int64_t B, bool unequal, void* buffer) {
   constexpr int64_t MOST_DIGITS = 512;
-  Element<T>*a = static_cast<Element<T>*>(elements), *b = static_cast<Element<T>*>(buffer);
-  Weigher<T> weigher{static_cast<T*>(op.slope) + problem * op.pass.S, static_cast<double>(G)};
-  uint32_t f = static_cast<uint32_t>(F), g = static_cast<uint32_t>(B);
-  if (mixed && n <= 32) {
-    for (int64_t i = 1; i < n; ++i) {
-      const Element<T> x = a[i];
+  Key<T>* keys = static_cast<Key<T>*>(cell);
+  Weigher<T> weigher{keys, static_cast<double>(G)};
+  uint64_t before = static_cast<uint64_t>(F) | static_cast<uint64_t>(B) << HIGH;
+  if (!unequal) {
+    for (int64_t i = 0; i < n; ++i) weigher(keys[i], static_cast<uint32_t>(i), before);
+    return weigher.sum;
+  }
+  Element<T>*a = static_cast<Element<T>*>(buffer), *b = a + n;
+  if (n <= 32) {
+    for (int64_t i = 0; i < n; ++i) {
+      const Element<T> x{keys[i], static_cast<uint32_t>(i)};
       int64_t j = i;
       for (; j > 0 && (a[j - 1].key | 1) < (x.key | 1); --j) a[j] = a[j - 1];
       a[j] = x;
     }
-  }
-  if (!mixed || n <= 32) {
-    for (int64_t i = 0; i < n; ++i) weigher(a[i], f, g);
+    for (int64_t i = 0; i < n; ++i) weigher(a[i].key, a[i].at, before);
     return weigher.sum;
   }
-  // Least significant digit first; the last one is not moved: its counts say how many pixels lie before each.
+  for (int64_t i = 0; i < n; ++i) a[i] = {keys[i], static_cast<uint32_t>(i)};
+  // Least significant digit first. The highest is not moved: its counts say how many pixels come before each.
   const int width = n < 1024 ? 6 : 9, bits = CELL_SHIFT<T> - 1;
   const int64_t digits = int64_t(1) << width;
-  const Key<T> digit_mask = static_cast<Key<T>>(digits - 1);
+  const Key<T> mask = static_cast<Key<T>>(digits - 1);
   int shift = 1;
   for (; shift + width <= bits; shift += width) {
     uint32_t counts[MOST_DIGITS];
     zero(counts, digits);
-    for (int64_t i = 0; i < n; ++i) ++counts[(a[i].key >> shift) & digit_mask];
-    if (counts[(a[0].key >> shift) & digit_mask] == n) continue;
+    for (int64_t i = 0; i < n; ++i) ++counts[(a[i].key >> shift) & mask];
+    if (counts[(a[0].key >> shift) & mask] == n) continue;
     places(counts, digits);
-    for (int64_t i = 0; i < n; ++i) b[counts[(a[i].key >> shift) & digit_mask]++] = a[i];
+    for (int64_t i = 0; i < n; ++i) b[counts[(a[i].key >> shift) & mask]++] = a[i];
     Element<T>* swap = a;
     a = b;
     b = swap;
   }
-  uint32_t positives[MOST_DIGITS], negatives[MOST_DIGITS];
-  const Key<T> top_mask = (Key<T>(1) << (bits + 1 - shift)) - 1;
-  zero(positives, digits);
-  zero(negatives, digits);
-  for (int64_t i = 0; i < n; ++i) {
-    const size_t d = static_cast<size_t>((a[i].key >> shift) & top_mask);
-    const uint32_t positive = a[i].key & 1;
-    positives[d] += positive;
-    negatives[d] += 1 - positive;
-  }
+  uint64_t counts[MOST_DIGITS];
+  const Key<T> highest = (Key<T>(1) << (bits + 1 - shift)) - 1;
+  zero(counts, digits);
+  for (int64_t i = 0; i < n; ++i) counts[(a[i].key >> shift) & highest] += one_of(a[i].key & 1);
   for (int64_t d = digits - 1; d >= 0; --d) {
-    const uint32_t p = positives[d], q = negatives[d];
-    positives[d] = f;
-    negatives[d] = g;
-    f += p;
-    g += q;
+    const uint64_t own = counts[d];
+    counts[d] = before;
+    before += own;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const size_t d = static_cast<size_t>((a[i].key >> shift) & top_mask);
-    weigher(a[i], positives[d], negatives[d]);
-  }
+  for (int64_t i = 0; i < n; ++i) weigher(a[i].key, a[i].at, counts[(a[i].key >> shift) & highest]);
   return weigher.sum;
 }
 
@@ -439,7 +445,8 @@ size_t scratch(const LovaszExtension& op) {
 
 }  // namespace
 
-#define SEGFUSE_LOVASZ(T) {sizeof(Element<T>), scratch<T>, keys<T>, count<T>, partition<T>, weigh<T>, gradient<T>}
+#define SEGFUSE_LOVASZ(T) \
+  {sizeof(T), 2 * sizeof(Element<T>), scratch<T>, keys<T>, count<T>, partition<T>, weigh<T>, collect<T>, gradient<T>}
 const LovaszExtensionKernels lovasz_extension_table = {SEGFUSE_LOVASZ(float), SEGFUSE_LOVASZ(double)};
 
 }  // namespace SEGFUSE_ISA
