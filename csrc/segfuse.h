@@ -96,6 +96,19 @@ int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, doubl
 // op.pass.output = d(sum coefficient * value) / d(input), coefficient [P, C]. The output may lie on top of op.slope.
 void lovasz_extension_backward(const LovaszExtension& op, const double* coefficient, int threads);
 
+// The `percent` largest values of every row, at least one of them.
+struct TopK {
+  int64_t rows, length;
+  DType dtype;           // F32 or F64
+  const void* values;    // [rows, length]
+  const uint8_t* valid;  // the same shape, nonzero where a value takes part; nullptr: everywhere
+  double percent;
+  uint8_t* chosen;  // the same shape, 1 where a value is chosen
+};
+
+// sum [rows] and count [rows] of the chosen values. op.chosen is written.
+void top_k_forward(const TopK& op, double* sum, double* count, int threads);
+
 // A formula is a list of instructions on arrays of shape (N or 1, C or C-1 or 1); see formula.cpp.
 struct Formula {
   const int32_t* code;  // [length, 5]: op, a, b, c, shape

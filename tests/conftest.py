@@ -17,7 +17,7 @@ except ImportError:  # a package built without its extension
 
 KERNELS = (
     *("pixel_stats_forward", "pixel_stats_backward", "pixel_stats_map", "formula_forward", "formula_backward"),
-    *("lovasz_extension_forward", "lovasz_extension_backward"),
+    *("lovasz_extension_forward", "lovasz_extension_backward", "top_k_forward"),
 )
 
 

@@ -31,6 +31,13 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
         "benchmarks/ops/bench_{}.py",
     ],
+    "top_k": [
+        "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+    ],
     "formula": [
         "csrc/cpp/{}.cpp",
         "python/segfuse/ops/{}.py",
@@ -39,6 +46,7 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
     ],
 }
+WAYS = {"top_k": ("forward",)}  # its backward is that of pixel_stats
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree")
 
@@ -51,8 +59,8 @@ def text(path: str) -> str:
 def test_one_op_one_name(op):
     missing = [path for path in (p.format(op) for p in OPS[op]) if not (ROOT / path).is_file()]
     assert not missing
-    for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp"):
-        assert f"{op}_forward" in text(interface) and f"{op}_backward" in text(interface)
+    for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp", "python/segfuse/_cpp.pyi"):
+        assert all(f"{op}_{way}" in text(interface) for way in WAYS.get(op, ("forward", "backward")))
 
 
 def test_every_op_is_known_here():

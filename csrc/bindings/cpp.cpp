@@ -186,6 +186,23 @@ PYBIND11_MODULE(_cpp, m) {
       "threads"_a);
 
   m.def(
+      "top_k_forward",
+      [](int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid, double percent,
+         uintptr_t chosen, uintptr_t sum, uintptr_t count, int threads) {
+        py::gil_scoped_release release;
+        const TopK op{rows,
+                      length,
+                      is_double ? F64 : F32,
+                      pointer<void>(values),
+                      pointer<uint8_t>(valid),
+                      percent,
+                      pointer<uint8_t>(chosen)};
+        top_k_forward(op, pointer<double>(sum), pointer<double>(count), threads);
+      },
+      py::kw_only(), "rows"_a, "length"_a, "is_double"_a, "values"_a, "valid"_a, "percent"_a, "chosen"_a, "sum"_a,
+      "count"_a, "threads"_a);
+
+  m.def(
       "formula_forward",
       [](const Pass& layout, const Code& code, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
          uintptr_t sums, uintptr_t parameters, uintptr_t grad_input, bool count_first, uintptr_t value,

@@ -18,6 +18,16 @@ else:
     from .backends import use_backend
     from .explain import explain
     from .losses import *
+    from .ops.lovasz_extension import lovasz_extension
     from .ops.pixel_stats import pixel_stats
 
-    __all__ = ["backends", "explain", "functional", "losses", "pixel_stats", "use_backend", *losses.__all__]
+    __all__ = [
+        "backends",
+        "explain",
+        "functional",
+        "losses",
+        "lovasz_extension",
+        "pixel_stats",
+        "use_backend",
+        *losses.__all__,
+    ]

@@ -74,6 +74,19 @@ def lovasz_extension_backward(
     coefficient: int,
     threads: int,
 ) -> None: ...
+def top_k_forward(
+    *,
+    rows: int,
+    length: int,
+    is_double: bool,
+    values: int,
+    valid: int,
+    percent: float,
+    chosen: int,
+    sum: int,
+    count: int,
+    threads: int,
+) -> None: ...
 def formula_forward(
     *,
     layout: Pass,

@@ -175,6 +175,10 @@ class Loss(nn.Module):
     def term_names(self) -> list[str]:
         return []
 
+    def explanation(self, input: Tensor, target: Tensor) -> str | None:
+        """Which kernels run, in words, where they are not those of a formula on sums."""
+        return None
+
     # ---------------------------------------------------------------- calling
 
     def forward(

@@ -81,6 +81,14 @@ class LovaszLoss(Loss):
         value = value.to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
         return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
 
+    def explanation(self, input: Tensor, target: Tensor) -> str:
+        x, g = self.check(input, target, None, None)
+        how = problems(g, self.per_image, self.classes, self.include_background)
+        rows, _ = how.count(g)
+        backend = op.backend(x, g).__name__.split(".")[-2]
+        errors = "hinge" if how.hinge else g.activation
+        return f"mode {g.mode}, {errors} errors; lovasz_extension on {backend}: {rows * sum(how.wanted)} sorts"
+
     def reduce(self, losses: Tensor, positives: Tensor, how: Problems, weight: Tensor) -> Tensor:
         """One number, or the weighted loss of every wanted class, from ``(P, C)`` losses."""
         if self.reduction == "sum":
