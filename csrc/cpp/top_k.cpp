@@ -21,12 +21,14 @@ constexpr int64_t SERIAL = 1 << 15;               // values; below this a second
 
 // Unsigned numbers in the order of the values.
 inline uint32_t ordered(float x) {
+  x += 0.0f;  // -0 equals 0
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if (x != x) return ~uint32_t(0);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 inline uint64_t ordered(double x) {
+  x += 0.0;
   uint64_t bits;
   std::memcpy(&bits, &x, 8);
   if (x != x) return ~uint64_t(0);

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import segfuse
 from cases import CASES, LABELS, Case, lay_out, make
-from compare import FLOOR, close, same, within_rounding
+from compare import FLOOR, close, largest, same, within_rounding
 from segfuse.backends import available, use_backend
 from segfuse.ops import lovasz_extension as op
 from segfuse.ops.pixel_stats import check
@@ -69,10 +69,13 @@ def test_matches_reference(backend, case, per_image, dtype):
         fast = run(backend, x, y, per_image, classes, call)
         assert same(fast[1], exact[1])
         within_rounding(fast[0], plain[0], exact[0], dtype, "value")
-        finite = plain[2].isfinite() & exact[2].isfinite()
-        within_rounding(
-            fast[2].where(finite, 0), plain[2].where(finite, 0), exact[2].where(finite, 0), dtype, "gradient"
-        )
+        assert same(fast[2].isfinite(), plain[2].isfinite())
+        error = (fast[2].double() - exact[2]).nan_to_num()
+        allowed = 2 * (plain[2].double() - exact[2]).nan_to_num().abs().max() if error.numel() else 0
+        beyond = error.abs() > allowed + FLOOR[dtype] * largest(exact[2])
+        # Two errors that rounding makes change places swap their weights, in float64 never.
+        assert int(beyond.sum()) <= (0 if dtype == torch.float64 else error.numel() // 50)
+        assert not beyond.any() or error.abs().max() <= 0.05 * largest(exact[2])
 
 
 @pytest.mark.parametrize("backend", FAST)
