@@ -94,6 +94,32 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
     return ((1 - torch.exp(-ce)) ** 2 * ce).mean()
 
 
+def lovasz_weights(positive: Tensor) -> Tensor:
+    """Differences of the Jaccard loss along the pixels in order of descending error."""
+    true = positive.sum()
+    jaccard = 1 - (true - positive.cumsum(0)) / (true + (1 - positive).cumsum(0))
+    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+
+
+def lovasz(logits: Tensor, labels: Tensor, per_image: bool | None = None) -> Tensor:
+    """The hinge for each image, the softmax for the batch, as in the paper; classes that are not there do not count."""
+    classes = logits.shape[1]
+    if per_image if per_image is not None else classes == 1:
+        images = [lovasz(x[None], y[None], False) for x, y in zip(logits, labels, strict=True)]
+        return torch.stack(images).mean()
+    if classes == 1:
+        y = labels.to(logits.dtype).flatten()
+        errors, order = (1 - logits.flatten() * (2 * y - 1)).sort(descending=True)
+        return errors.relu() @ lovasz_weights(y[order])
+    p, losses = logits.softmax(1).transpose(0, 1).flatten(1), []
+    for c in range(classes):
+        y = (labels.flatten() == c).to(logits.dtype)
+        if y.any():
+            errors, order = (y - p[c]).abs().sort(descending=True)
+            losses.append(errors @ lovasz_weights(y[order]))
+    return torch.stack(losses).mean()
+
+
 def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
     return dice(logits, labels) + cross_entropy(logits, labels)
 
@@ -184,6 +210,7 @@ LOSSES: dict[str, Loss] = {
     "tversky": Loss("Tversky", lambda sf, **o: sf.TverskyLoss(**o), tversky),
     "focal_tversky": Loss("Focal Tversky", lambda sf, **o: sf.FocalTverskyLoss(**o), focal_tversky),
     "log_cosh_dice": Loss("Log-cosh Dice", lambda sf, **o: sf.LogCoshDiceLoss(**o), log_cosh_dice),
+    "lovasz": Loss("Lovasz", lambda sf, **o: sf.LovaszLoss(**o), lovasz),
     "dice_ce": Loss("Dice + CE", lambda sf, **o: sf.DiceCELoss(**o), dice_ce, ("dice", "ce")),
     "combo": Loss("Combo", lambda sf, **o: sf.ComboLoss(**o), combo, ("dice", "ce")),
     "dice_focal": Loss("Dice + focal", lambda sf, **o: sf.DiceFocalLoss(**o), dice_focal, ("dice", "focal")),
@@ -287,6 +314,7 @@ def smp(classes: int) -> dict[str, Peer]:
         "jaccard": Peer(s.JaccardLoss(mode, smooth=1.0), batch),
         "tversky": Peer(tversky, batch),
         "focal_tversky": Peer(power, {**batch, "power": "after_mean"}),
+        "lovasz": Peer(s.LovaszLoss(mode), {"per_image": False}),
         "dice_ce": Peer(weighted((1.0, dice), (1.0, ce)), batch),
         "combo": Peer(weighted((0.5, dice), (0.25, ce)), batch),
     }
@@ -299,7 +327,10 @@ def smp(classes: int) -> dict[str, Peer]:
 def kornia(classes: int) -> dict[str, Peer]:
     k = part("kornia", "losses")
     if classes == 1:  # dice_loss and tversky_loss take a softmax over the one channel: constant
-        return {"focal": Peer(k.BinaryFocalLossWithLogits(alpha=0.25, gamma=2.0, reduction="mean"))}
+        return {
+            "focal": Peer(k.BinaryFocalLossWithLogits(alpha=0.25, gamma=2.0, reduction="mean")),
+            "lovasz": Peer(lambda logits, labels: k.lovasz_hinge_loss(logits.flatten(3), labels[:, 0].flatten(2))),
+        }
 
     def image(loss: LossFunction) -> LossFunction:
         return lambda logits, labels: loss(logits.flatten(3), labels.flatten(2))
@@ -312,6 +343,7 @@ def kornia(classes: int) -> dict[str, Peer]:
         "focal": Peer(focal, scale=classes),
         "dice": Peer(dice, present),
         "tversky": Peer(tversky, present),
+        "lovasz": Peer(image(k.lovasz_softmax_loss), {"per_image": True, "classes": "all"}),
         "dice_ce": Peer(weighted((1.0, dice), (1.0, F.cross_entropy)), present),
         "combo": Peer(weighted((0.5, dice), (0.25, F.cross_entropy)), present),
         "dice_focal": Peer(weighted((1.0, dice), (classes, focal)), present),

@@ -84,6 +84,36 @@ void pixel_stats_backward(const PixelStats& op, int threads);
 // output = sum over terms of coefficient * (the pixel's part of the term); 0 at ignored pixels.
 int64_t pixel_stats_map(const PixelStats& op, int threads);
 
+// The Lovasz extension of the Jaccard loss: per problem sum_k e_(k) (J_k - J_(k-1)), errors e sorted descending.
+// A problem is one class of one sample, or of the whole batch.
+struct LovaszExtension {
+  PixelStats pass;        // sizes and views of input, target, mask and, backward, the gradient; it makes no sums
+  bool hinge;             // e = max(0, 1 - z (2y - 1)) of a score z; otherwise e = |y - p|
+  bool per_image;         // P = N problems for each class; otherwise P = 1
+  bool present;           // a class without a pixel in a problem has loss 0 there and no gradient
+  const uint8_t* wanted;  // [C]; the same for classes that are not wanted
+  void* slope;            // [N, C, S] in float (double for double logits): d loss / dz (hinge) or d loss / dp
+};
+
+// value [P, C]: the losses; positives [P, C]: the pixels of the class. op.slope is written. Returns the number of
+// targets that are neither 0, 1, a class number nor ignored.
+int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, double* positives, int threads);
+// op.pass.output = d(sum coefficient * value) / d(input), coefficient [P, C]. The output may lie on top of op.slope.
+void lovasz_extension_backward(const LovaszExtension& op, const double* coefficient, int threads);
+
+// The `percent` largest values of every row, at least one of them.
+struct TopK {
+  int64_t rows, length;
+  DType dtype;           // F32 or F64
+  const void* values;    // [rows, length]
+  const uint8_t* valid;  // the same shape, nonzero where a value takes part; nullptr: everywhere
+  double percent;
+  uint8_t* chosen;  // the same shape, 1 where a value is chosen
+};
+
+// sum [rows] and count [rows] of the chosen values. op.chosen is written.
+void top_k_forward(const TopK& op, double* sum, double* count, int threads);
+
 // A formula is a list of instructions on arrays of shape (N or 1, C or C-1 or 1); see formula.cpp.
 struct Formula {
   const int32_t* code;  // [length, 5]: op, a, b, c, shape

@@ -61,6 +61,11 @@ class Variant:
         return self.name in POSITIONAL
 
     @property
+    def weighable(self) -> bool:
+        """A weight map has a meaning for it."""
+        return self.name != "LovaszLoss"
+
+    @property
     def compound(self) -> bool:
         return issubclass(getattr(sf, self.name), sf.CompoundLoss)
 
@@ -93,6 +98,8 @@ VARIANTS: list[Variant] = [
     *_variants("TverskyLoss", {}, {"alpha": 0.1, "beta": 0.9, "batch": True}),
     *_variants("FocalTverskyLoss", {}, {"alpha": 0.1, "beta": 0.9, "gamma": 1.4, "power": "after_mean"}),
     *_variants("SensitivitySpecificityLoss", {"w": 0.8, "smooth": 0.5}, {"form": "brosch", "r": 0.3, "eps": 0.1}),
+    *_variants("LovaszLoss", {}, {"per_image": False}, {"per_image": True, "classes": "all"}),
+    *_variants("LovaszLoss", {"per_image": False, "classes": (1, 2)}, modes=MODES[2:]),
     *_variants("MCCLoss", {}, {"eps": 1e-3, "perfect": "zero", "batch": True}),
     *_variants("ComboLoss", {}, {"alpha": 0.3, "beta": 0.8, "offset": False}),
     *_variants("DiceCELoss", {}, {"lambda_dice": 0.4, "lambda_ce": 1.7, "label_smoothing": 0.1, "batch": True}),

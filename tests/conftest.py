@@ -15,7 +15,10 @@ try:
 except ImportError:  # a package built without its extension
     _cpp = None
 
-KERNELS = ("pixel_stats_forward", "pixel_stats_backward", "pixel_stats_map", "formula_forward", "formula_backward")
+KERNELS = (
+    *("pixel_stats_forward", "pixel_stats_backward", "pixel_stats_map", "formula_forward", "formula_backward"),
+    *("lovasz_extension_forward", "lovasz_extension_backward", "top_k_forward"),
+)
 
 
 @pytest.fixture(params=segfuse.backends.available("pixel_stats"))

@@ -115,8 +115,8 @@ _CE, _BALANCED, _FOCAL, _T, _TOPK = map(
 _DICE, _GDICE, _IOU, _TVERSKY, _FOCAL_TVERSKY = map(
     _of, (sf.DiceLoss, sf.GeneralizedDiceLoss, sf.JaccardLoss, sf.TverskyLoss, sf.FocalTverskyLoss)
 )
-_SENS_SPEC, _LOG_COSH, _DSC, _MCC = map(
-    _of, (sf.SensitivitySpecificityLoss, sf.LogCoshDiceLoss, sf.SelfAdjustingDiceLoss, sf.MCCLoss)
+_SENS_SPEC, _LOG_COSH, _DSC, _LOVASZ, _MCC = map(
+    _of, (sf.SensitivitySpecificityLoss, sf.LogCoshDiceLoss, sf.SelfAdjustingDiceLoss, sf.LovaszLoss, sf.MCCLoss)
 )
 _COMBO, _EXP_LOG, _DICE_CE, _DICE_FOCAL, _UNIFIED = map(
     _of, (sf.ComboLoss, sf.ExponentialLogarithmicLoss, sf.DiceCELoss, sf.DiceFocalLoss, sf.UnifiedFocalLoss)
@@ -195,6 +195,13 @@ TABLE: dict[str, Build] = {
     "self_adj_dice.set": _DSC,
     "self_adj_dice.multiclass": _DSC,
     "self_adj_dice.true_class": _DSC,
+    "lovasz_hinge.per_image": _LOVASZ,
+    "lovasz_hinge.batch": _LOVASZ,
+    "lovasz_hinge.ignore": _LOVASZ,
+    "lovasz_softmax.present": _LOVASZ,
+    "lovasz_softmax.per_image": _LOVASZ,
+    "lovasz_softmax.all": _LOVASZ,
+    "lovasz_softmax.ignore": _LOVASZ,
     "mcc.default": _MCC,
     "mcc.batch": _MCC,
     "mcc.multiclass_batch": _MCC,
@@ -229,8 +236,6 @@ TABLE: dict[str, Build] = {
 
 # Losses of later releases. The list only ever gets shorter.
 _LATER = {
-    "lovasz_hinge": "per_image batch ignore",
-    "lovasz_softmax": "present per_image all ignore",
     "hd_er": "minmax double multiclass",
     "hd_cv": "default multiclass",
     "whd": "default alpha9 v1",
@@ -253,6 +258,7 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "log_cosh_dice.": _LOG_COSH,
         "sens_spec.ratio_": _SENS_SPEC,
         "sens_spec.brosch_": _of(sf.SensitivitySpecificityLoss, form="brosch"),
+        "lovasz_hinge.": _LOVASZ,
         "mcc.": _MCC,
         "self_adj_dice.pixel_": _DSC,
         "tloss.": _T,
@@ -281,12 +287,12 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "log_cosh_dice": _LOG_COSH,
         "hausdorff_dt": _HD_DT,
         "boundary": _BOUNDARY,
+        "lovasz_hinge": _LOVASZ,
+        "lovasz_softmax": _LOVASZ,
     }.items()
 }
 
 _EDGES_LATER = {
-    "lovasz_hinge": "empty full all_ignored",
-    "lovasz_softmax": "all_ignored",
     "hd_er": "empty full",
     "hd_cv": "empty full",
     "whd": "empty",

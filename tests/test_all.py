@@ -20,12 +20,13 @@ from segfuse.losses._distance import DistanceLoss
 every = pytest.mark.parametrize(("variant", "mode"), ALL, ids=IDS)
 
 
-def weights(y: Tensor, mode: str, seed: int = 3) -> dict[str, Tensor]:
-    """A weight map and a mask, each of its own shape."""
+def weights(y: Tensor, variant: Variant, mode: str, seed: int = 3) -> dict[str, Tensor]:
+    """A weight map, where it has a meaning, and a mask, each of its own shape."""
     random = torch.Generator().manual_seed(seed)
     shape = y.shape if mode != "multiclass" else (y.shape[0], *y.shape[1:])
     flat = (shape[0], 1, *shape[2:]) if mode != "multiclass" else shape
-    return {"weight_map": torch.rand(shape, generator=random), "mask": torch.rand(flat, generator=random) < 0.8}
+    found = {"weight_map": torch.rand(shape, generator=random), "mask": torch.rand(flat, generator=random) < 0.8}
+    return found if variant.weighable else {"mask": found["mask"]}
 
 
 def with_ignored(y: Tensor, seed: int = 4) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,7 @@ def test_backends_agree(variant, mode):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         x, y = problem(mode, (9, 31), dtype)
         y, _ = with_ignored(y)
-        call = weights(y, mode)
+        call = weights(y, variant, mode)
         with sf.use_backend("reference"):
             exact = evaluate(loss, x.double(), y, **call)
             plain = evaluate(loss, x, y, **call)
@@ -171,6 +172,10 @@ def test_reductions(variant, mode):
         return
     if variant.name == "TLoss":
         assert none[0].shape == (N,)
+    elif isinstance(loss, sf.LovaszLoss):
+        per_image = mode != "multiclass" if loss.per_image is None else loss.per_image
+        groups = C if isinstance(loss.classes, str) else len(loss.classes)
+        assert none[0].shape == ((N, groups) if per_image else (groups,))
     elif isinstance(loss, sf.GeneralizedDiceLoss):
         assert none[0].shape == (() if loss.batch else (N,))
     else:
@@ -225,6 +230,8 @@ def test_nothing_comes_from_ignored_pixels(variant, mode):
 
 @every
 def test_weight_0_counts_as_a_pixel_but_adds_nothing(variant, mode):
+    if not variant.weighable:
+        return
     x, y = problem(mode)
     loss = variant(mode=mode)
     one = evaluate(loss, x, y, weight_map=torch.ones(x.shape[0], *x.shape[2:]))
@@ -358,7 +365,7 @@ def test_one_loss_object_for_many_kinds_of_calls(variant, mode):
     loss = variant(mode=mode)
     x, y = problem(mode, dtype=torch.float32)
     kinds = [(x, y, {}), (lay_out(x, "permuted"), y, {}), (x, lay_out(y, "stepped"), {}), (x, y.to(torch.int32), {})]
-    kinds += [(x, y, weights(y, mode)), (x, with_ignored(y)[0], {}), (x.double(), y, {})]
+    kinds += [(x, y, weights(y, variant, mode)), (x, with_ignored(y)[0], {}), (x.double(), y, {})]
     other = (4, 9) if variant.positional else (30,)  # a spacing is made for a number of axes
     kinds += [(*problem(mode, (6, 5), torch.float32), {}), (*problem(mode, other, torch.float32, 1), {})]
     found = [evaluate(loss, x, y, **call) for x, y, call in kinds * 2]
@@ -449,7 +456,7 @@ def test_function_is_the_module(variant, mode):
     name = sf.losses._base.snake(variant.name) + "_loss"
     assert name in sf.functional.__all__
     function = getattr(sf.functional, name)
-    call = weights(y, mode)
+    call = weights(y, variant, mode)
     found = evaluate(lambda x, y, **call: function(x, y, mode=mode, **variant.settings, **call), x, y, **call)
     expected = evaluate(variant(mode=mode), x, y, **call)
     assert same(found[0], expected[0]) and same(found[1], expected[1])

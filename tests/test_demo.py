@@ -73,9 +73,10 @@ def test_run_writes_table_csv_json_and_picture(short, tmp_path, capsys):
     assert saved["machine"]["cpu"]
     assert saved["versions"]["torch"]
 
-    png = (tmp_path / "predictions.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-    assert len(png) > 20_000
+    for name in ("predictions.png", "maps.png"):
+        png = (tmp_path / name).read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 20_000
 
 
 @pytest.mark.slow
@@ -169,7 +170,7 @@ def test_licence_texts_are_beside_the_data():
 def test_every_loss_joins_by_itself(join):
     known = registry.entries()
     classes = {entry.class_name for entry in known.values()}
-    assert set(segfuse.losses.__all__) - classes == {"CompoundLoss", "RegionLoss"}
+    assert set(segfuse.losses.__all__) - classes - set(registry.FOR_POINTS) == {"CompoundLoss", "RegionLoss"}
     assert list(known)[:4] == ["bce", "weighted_ce", "balanced_ce", "focal"]
     join(BrokenLoss)
     assert registry.entries()["broken"].label == "Broken"
@@ -197,6 +198,26 @@ def test_net_is_the_survey_s_shape():
     assert len(convolutions) == 10 + 8 + 1
     assert sum(p.numel() for p in net.parameters()) == 110_017
     assert net(torch.zeros(2, 1, 32, 48)).shape == (2, 1, 32, 48)
+
+
+def test_hausdorff95():
+    """Two bars three pixels apart; most of one contour lies on the other but for its ends."""
+    a = torch.zeros(2, 1, 40, 40, dtype=torch.bool)
+    b = a.clone()
+    a[:, :, 10:20, 5:30] = True
+    b[:, :, 13:23, 5:30] = True
+    assert train.hausdorff95(a, b) == pytest.approx(3)
+    assert train.hausdorff95(a, a) == 0
+    b[1] = False  # no contour: the other image counts
+    assert train.hausdorff95(a, b) == pytest.approx(3)
+    assert train.hausdorff95(a, torch.zeros_like(a)) is None
+
+
+def test_losses_that_need_a_companion_are_trained_beside_dice():
+    entry = registry.entries()["boundary"]
+    assert entry.call == "DiceLoss() + 0.1 * BoundaryLoss()"
+    assert entry.label == "Dice + Boundary"
+    assert list(entry.build().terms) == ["dice", "boundary"]
 
 
 def test_split_keeps_train_and_test_apart():

@@ -31,6 +31,22 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
         "benchmarks/ops/bench_{}.py",
     ],
+    "top_k": [
+        "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+    ],
+    "lovasz_extension": [
+        "csrc/cpp/{}.cpp",
+        "csrc/cpp/{}_kernels.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+        "benchmarks/ops/bench_{}.py",
+    ],
     "formula": [
         "csrc/cpp/{}.cpp",
         "python/segfuse/ops/{}.py",
@@ -39,7 +55,10 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
     ],
 }
-NO_GRADIENT = ("distance_transform_edt",)  # one native function of the op's own name
+FUNCTIONS = {  # native functions, where they are not op_forward and op_backward
+    "distance_transform_edt": ("distance_transform_edt",),
+    "top_k": ("top_k_forward",),  # its backward is that of pixel_stats
+}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source tree")
 
@@ -52,9 +71,9 @@ def text(path: str) -> str:
 def test_one_op_one_name(op):
     missing = [path for path in (p.format(op) for p in OPS[op]) if not (ROOT / path).is_file()]
     assert not missing
-    for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp"):
-        natives = [op] if op in NO_GRADIENT else [f"{op}_forward", f"{op}_backward"]
-        assert all(re.search(rf"\b{native}\b", text(interface)) for native in natives)
+    for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp", "python/segfuse/_cpp.pyi"):
+        for name in FUNCTIONS.get(op, (f"{op}_forward", f"{op}_backward")):
+            assert re.search(rf"\b{name}\b", text(interface)), f"{name} is not in {interface}"
 
 
 def test_every_op_is_known_here():

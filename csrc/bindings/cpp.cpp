@@ -154,6 +154,52 @@ PYBIND11_MODULE(_cpp, m) {
       "threads"_a);
 
   m.def(
+      "lovasz_extension_forward",
+      [](const Pass& layout, bool hinge, bool per_image, bool present, const py::bytes& wanted, uintptr_t input,
+         uintptr_t target, uintptr_t mask, uintptr_t slope, uintptr_t value, uintptr_t positives, int threads) {
+        const std::string classes = wanted;
+        py::gil_scoped_release release;
+        const LovaszExtension op{layout.with({input, target, 0, mask, 0}, 0, 0, 0),
+                                 hinge,
+                                 per_image,
+                                 present,
+                                 reinterpret_cast<const uint8_t*>(classes.data()),
+                                 pointer<void>(slope)};
+        return lovasz_extension_forward(op, pointer<double>(value), pointer<double>(positives), threads);
+      },
+      py::kw_only(), "layout"_a, "hinge"_a, "per_image"_a, "present"_a, "wanted"_a, "input"_a, "target"_a, "mask"_a,
+      "slope"_a, "value"_a, "positives"_a, "threads"_a);
+
+  m.def(
+      "lovasz_extension_backward",
+      [](const Pass& layout, bool hinge, bool per_image, uintptr_t input, uintptr_t slope, uintptr_t grad_input,
+         uintptr_t coefficient, int threads) {
+        py::gil_scoped_release release;
+        const LovaszExtension op{
+            layout.with({input, 0, 0, 0, 0}, grad_input, 0, 0), hinge, per_image, false, nullptr, pointer<void>(slope)};
+        lovasz_extension_backward(op, pointer<double>(coefficient), threads);
+      },
+      py::kw_only(), "layout"_a, "hinge"_a, "per_image"_a, "input"_a, "slope"_a, "grad_input"_a, "coefficient"_a,
+      "threads"_a);
+
+  m.def(
+      "top_k_forward",
+      [](int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid, double percent,
+         uintptr_t chosen, uintptr_t sum, uintptr_t count, int threads) {
+        py::gil_scoped_release release;
+        const TopK op{rows,
+                      length,
+                      is_double ? F64 : F32,
+                      pointer<void>(values),
+                      pointer<uint8_t>(valid),
+                      percent,
+                      pointer<uint8_t>(chosen)};
+        top_k_forward(op, pointer<double>(sum), pointer<double>(count), threads);
+      },
+      py::kw_only(), "rows"_a, "length"_a, "is_double"_a, "values"_a, "valid"_a, "percent"_a, "chosen"_a, "sum"_a,
+      "count"_a, "threads"_a);
+
+  m.def(
       "pixel_stats_map",
       [](const Pass& layout, const Inputs& inputs, uintptr_t loss_map, uintptr_t coefficient, int threads) {
         py::gil_scoped_release release;

@@ -65,5 +65,34 @@ struct DistanceTransformKernels {
 };
 constexpr int64_t DISTANCE_COLUMNS = 64;  // columns that lie side by side in a tile
 SEGFUSE_TABLE(DistanceTransformKernels, distance_transform_edt)
+// Pixels of a problem are numbered across its samples. op.slope holds their keys first: the error's bits and, lowest,
+// whether the pixel is positive. The highest bits of a key are its cell; the last cell is for pixels without an error.
+struct LovaszExtensionFunctions {
+  size_t key, sorting;  // bytes of a key, which is as long as a slope, and bytes that sorting a pixel takes
+  size_t (*scratch)(const LovaszExtension& op);
+  // Keys of a run of pixels of sample n: of class c for the hinge, else of all classes. Returns the number of
+  // invalid targets.
+  int64_t (*keys)(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch);
+  // Adds to counts [CELLS, 2] the negatives and positives of every cell.
+  void (*count)(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, uint32_t* counts);
+  // Writes the keys of every cell from sorted[cursors[2 * cell]] on. Those of cells below `lowest` and of the last one
+  // go where the cursor is, which stays.
+  void (*partition)(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest,
+                    uint32_t* cursors, void* sorted);
+  // Sorts the n keys of one cell, with G positives in the problem, of which F, and B negatives, lie in the cells
+  // above. Puts the slopes in place of the keys, and returns the cell's part of the loss. buffer: n * sorting bytes,
+  // where the weights are unequal, that is, where there is a negative.
+  double (*weigh)(void* cell, int64_t n, int64_t G, int64_t F, int64_t B, bool unequal, void* buffer);
+  // The way back: puts sorted slopes in place of the keys. The arguments are those of `partition`.
+  void (*collect)(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, int64_t lowest,
+                  uint32_t* cursors, const void* sorted);
+  void (*gradient)(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int64_t end,
+                   const double* coefficient, void* scratch);
+};
+struct LovaszExtensionKernels {
+  LovaszExtensionFunctions single, wide;  // for float and for double errors
+};
+constexpr int64_t LOVASZ_CELLS = 1 << 13;  // 32 for each power of two of a float error
+SEGFUSE_TABLE(LovaszExtensionKernels, lovasz_extension)
 
 }  // namespace segfuse

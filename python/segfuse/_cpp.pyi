@@ -48,6 +48,45 @@ def pixel_stats_backward(
     threads: int,
 ) -> None: ...
 def pixel_stats_map(*, layout: Pass, inputs: Inputs, loss_map: int, coefficient: int, threads: int) -> int: ...
+def lovasz_extension_forward(
+    *,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    present: bool,
+    wanted: bytes,
+    input: int,
+    target: int,
+    mask: int,
+    slope: int,
+    value: int,
+    positives: int,
+    threads: int,
+) -> int: ...
+def lovasz_extension_backward(
+    *,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    input: int,
+    slope: int,
+    grad_input: int,
+    coefficient: int,
+    threads: int,
+) -> None: ...
+def top_k_forward(
+    *,
+    rows: int,
+    length: int,
+    is_double: bool,
+    values: int,
+    valid: int,
+    percent: float,
+    chosen: int,
+    sum: int,
+    count: int,
+    threads: int,
+) -> None: ...
 def formula_forward(
     *,
     layout: Pass,

@@ -19,6 +19,9 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     if isinstance(loss, CompoundLoss) and not loss.fusable:
         lines = [f"{name}: {explain(term, input, target)}" for name, term in loss.terms.items()]
         return "its terms do not share a pass\n  " + "\n  ".join(line.replace("\n", "\n  ") for line in lines)
+    own = loss.explanation(input, target)
+    if own is not None:
+        return own
     x, call = loss.prepare(input, target, None, None)
     g, formula, backend = call.geometry, call.formula, call.backend
     sums = [*formula.plan.moments, *(f"{t.kind}({t.a:g})" for t in formula.plan.terms)]

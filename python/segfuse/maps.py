@@ -32,6 +32,16 @@ def connected_components(mask: Tensor, axes: int) -> Tensor:
     return torch.from_numpy(found).to(mask.device)
 
 
+def contour(mask: Tensor, axes: int) -> Tensor:
+    """Object pixels with a face neighbour in the background; the border of the image is no background."""
+    edge = torch.zeros_like(mask)
+    for axis in range(-axes, 0):
+        m, e = mask.movedim(axis, 0), edge.movedim(axis, 0)
+        e[:-1] |= m[:-1] & ~m[1:]
+        e[1:] |= m[1:] & ~m[:-1]
+    return edge
+
+
 def signed_distance(masks: Tensor, delta: float, **options: Any) -> Tensor:
     """Distance to the mask outside of it, ``delta`` minus the distance to its complement inside; 0 if empty or full.
 

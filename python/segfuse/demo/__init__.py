@@ -161,8 +161,9 @@ def _run(arguments: argparse.Namespace) -> int:
     about = report.facts(tasks.values(), seed=arguments.seed, workers=workers, seconds=seconds)
     report.save(arguments.out, rows, about)
     picture.draw(arguments.out / "predictions.png", sections)
+    picture.draw_maps(arguments.out / "maps.png", [task for task, _ in sections])
     print("", *(textwrap.fill(text, 100) for text in (report.METHOD, report.CAVEATS)), sep="\n")
-    print(f"{seconds:.0f} s. Saved in {arguments.out}: results.csv, results.json, predictions.png")
+    print(f"{seconds:.0f} s. Saved in {arguments.out}: results.csv, results.json, predictions.png, maps.png")
     failed = [row for row in rows if isinstance(row.outcome, Failure)]
     if failed:
         print(f"segfuse demo: {len(failed)} of {len(rows)} trainings failed, see above", file=sys.stderr)

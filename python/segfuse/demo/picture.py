@@ -10,10 +10,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..maps import boundary_penalty
+from ..transforms import SignedDistanceMap, UNetWeightMap
 from .report import Row
 from .tasks import Task
 from .workers import Failure
@@ -101,4 +104,35 @@ def draw(path: Path, sections: Sequence[tuple[Task, Sequence[Row]]]) -> None:
             handles=[Patch(color=colour, label=name) for name, colour in names],
             loc="center right", bbox_to_anchor=(0.995, 0.5), ncols=3, frameon=False, fontsize=11,
         )  # fmt: skip
+        figure.savefig(path, dpi=110)
+
+
+def draw_maps(path: Path, tasks: Sequence[Task]) -> None:
+    """Draw what the boundary losses make of a mask: signed distance, penalty and U-Net weight map, and save it."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = Figure(figsize=(4 * PANEL * 1.35, len(tasks) * PANEL * 1.3 + 0.4), facecolor="white")
+        grid = figure.subplots(len(tasks), 4, squeeze=False, gridspec_kw={"left": 0.02, "right": 0.97, "wspace": 0.25})
+        for line, task in zip(grid, tasks, strict=True):
+            index, top, left, size = task.view
+            mask = task.test_mask[index, 0]
+            maps = (
+                (mask, "Mask", task.title, "gray"),
+                (SignedDistanceMap()(mask), "Signed distance", "BoundaryLoss", "coolwarm"),
+                (
+                    boundary_penalty(mask, 2, 2, True, None, torch.float32),
+                    "Penalty phi",
+                    "DistanceMapCrossEntropyLoss",
+                    "viridis",
+                ),
+                (UNetWeightMap()(mask), "Gap weight", "UNetWeightedCrossEntropyLoss", "magma"),
+            )
+            for axes, (values, title, second, colours) in zip(line, maps, strict=True):
+                _panel(axes, None, title, second)
+                axes.texts[0].remove()  # "failed"
+                shown = values[top : top + size, left : left + size].float().numpy()
+                limit = abs(shown).max() if colours == "coolwarm" else None
+                image = axes.imshow(shown, cmap=colours, vmin=limit and -limit, vmax=limit, interpolation="nearest")
+                if colours != "gray":
+                    figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=7)
         figure.savefig(path, dpi=110)

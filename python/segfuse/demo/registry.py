@@ -26,6 +26,9 @@ SURVEY: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("exponential_logarithmic", "Exponential-logarithmic", "ExponentialLogarithmicLoss", {}),
     ("log_cosh_dice", "Log-cosh Dice", "LogCoshDiceLoss", {}),
 )
+# Losses made to accompany a region loss: alone they are near 0 for an empty prediction. The weight beside Dice.
+COMPANIONS = {"BoundaryLoss": 0.1, "HausdorffDTLoss": 0.1, "HausdorffERLoss": 0.1, "HausdorffCVLoss": 0.1}
+FOR_POINTS = ("WeightedHausdorffLoss",)  # these want a few points, not masks
 NAMES = ("Dice", "Tversky", "Hausdorff")  # keep their capital inside a label
 HYPHENS = ("cross entropy", "Self adjusting", "Top K")
 
@@ -38,14 +41,16 @@ class Entry:
     label: str
     class_name: str
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    beside_dice: float | None = None  # its weight there
 
     @property
     def call(self) -> str:
-        return f"{self.class_name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        own = f"{self.class_name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        return own if self.beside_dice is None else f"DiceLoss() + {self.beside_dice:g} * {own}"
 
     def build(self) -> nn.Module:
-        module: nn.Module = getattr(losses, self.class_name)(**self.options)
-        return module
+        own: losses.DiceLoss = getattr(losses, self.class_name)(**self.options)
+        return own if self.beside_dice is None else losses.DiceLoss() + self.beside_dice * own
 
 
 class UnknownLoss(Exception):
@@ -73,7 +78,7 @@ def _joins(class_name: str) -> bool:
 
 def entries() -> dict[str, Entry]:
     """Every loss of the demo by its id, in the order of the table."""
-    present = [name for name in losses.__all__ if _joins(name)]
+    present = [name for name in losses.__all__ if _joins(name) and name not in FOR_POINTS]
     table = [Entry(*row) for row in SURVEY if row[2] in present]
     named = {entry.class_name for entry in table}
     for name in present:
@@ -84,7 +89,9 @@ def entries() -> dict[str, Entry]:
             )
             for pair in HYPHENS:
                 label = label.replace(pair, pair.replace(" ", "-"))
-            table.append(Entry("_".join(parts).replace("-", "_").lower(), label, name))
+            if name in COMPANIONS:
+                label = f"Dice + {label}"
+            table.append(Entry("_".join(parts).replace("-", "_").lower(), label, name, {}, COMPANIONS.get(name)))
     return {entry.id: entry for entry in table}
 
 

@@ -22,6 +22,7 @@ from .workers import Failure, Job, Outcome, usable_cores
 
 METHOD = (
     "Scores: threshold 0.5, pixels of the held-out part pooled; they never stop a training or pick a model. "
+    "HD95: 95th percentile of the distances between the contours, in pixels, the larger of both directions. "
     "Time: forward and backward of the loss alone on one thread, median of a step, its share of the median step, and "
     "the sum over the training."
 )
@@ -50,6 +51,7 @@ class Row:
             "dice": round(outcome.dice, 6),
             "sensitivity": round(outcome.sensitivity, 6),
             "specificity": round(outcome.specificity, 6),
+            "hausdorff95": None if outcome.hausdorff95 is None else round(outcome.hausdorff95, 3),
             "loss_ms_per_step": round(outcome.loss_ms, 4),
             "step_ms": round(outcome.step_ms, 3),
             "loss_seconds": round(outcome.loss_seconds, 4),
@@ -73,7 +75,7 @@ def line(outcome: Outcome) -> str:
 
 def table(task: Task, rows: Iterable[Row]) -> str:
     """The survey's table for one task."""
-    header = ["loss", "Dice", "sensitivity", "specificity", "ms a step", "share", "seconds", ""]
+    header = ["loss", "Dice", "sensitivity", "specificity", "HD95", "ms a step", "share", "seconds", ""]
     body: list[list[str]] = []
     failed: list[str] = []
     for row in rows:
@@ -82,13 +84,16 @@ def table(task: Task, rows: Iterable[Row]) -> str:
             failed.append(f"{row.job.entry.label}: FAILED: {outcome.reason}")
             continue
         scores = [f"{x:.3f}" for x in (outcome.dice, outcome.sensitivity, outcome.specificity)]
+        scores.append("-" if outcome.hausdorff95 is None else f"{outcome.hausdorff95:.1f}")
         share = outcome.loss_ms / outcome.step_ms
         cost = [f"{outcome.loss_ms:.2f}", f"{share:.1%}", f"{outcome.loss_seconds:.2f}"]
         body.append([row.job.entry.label, *scores, *cost, outcome.note])
     widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
 
     def text(cells: Sequence[str]) -> str:
-        first, *rest = (c.ljust(w) if i in (0, 7) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths)))
+        first, *rest = (
+            c.ljust(w) if i in (0, len(header) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))
+        )
         return "  ".join([first, *rest]).rstrip()
 
     rule = "-" * max(len(text(cells)) for cells in [header, *body])

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..maps import contour
+from ..ops.distance_transform_edt import distance_transform_edt
 from .net import UNet
 from .registry import Entry
 from .tasks import STEPS_PER_EPOCH, Task
@@ -27,6 +29,7 @@ class Score:
     dice: float
     sensitivity: float
     specificity: float
+    hausdorff95: float | None  # pixels; None where nothing was found
     loss_ms: float  # the loss's forward and backward, median of the steps
     step_ms: float  # a whole step, median
     loss_seconds: float  # the loss's forward and backward, sum of the steps
@@ -38,6 +41,21 @@ class Score:
     @property
     def note(self) -> str:
         return "" if self.prediction.any() else "all background"
+
+
+def hausdorff95(predicted: torch.Tensor, truth: torch.Tensor) -> float | None:
+    """95th percentile of the distances between the contours of two masks ``(K, 1, H, W)``, in pixels.
+
+    Of each image the larger one of both directions, averaged over the images that have both contours.
+    """
+    contours = [contour(mask, 2) for mask in (predicted, truth)]
+    distances = [distance_transform_edt(~c, spatial_dims=2) for c in contours]
+    found = [
+        max(float(d[k][c[k]].quantile(0.95)) for c, d in zip(contours, reversed(distances)))
+        for k in range(len(truth))
+        if all(c[k].any() for c in contours)
+    ]
+    return statistics.fmean(found) if found else None
 
 
 def train(
@@ -94,6 +112,7 @@ def train(
         dice=2 * tp / (2 * tp + fp + fn),
         sensitivity=tp / (tp + fn),
         specificity=tn / (tn + fp),
+        hausdorff95=hausdorff95(predicted, truth),
         loss_ms=1e3 * statistics.median(loss_seconds),
         step_ms=1e3 * statistics.median(step_seconds),
         loss_seconds=sum(loss_seconds),

@@ -11,6 +11,7 @@ from .exponential_logarithmic import *
 from .focal import *
 from .hausdorff import *
 from .jaccard import *
+from .lovasz import *
 from .mcc import *
 from .sensitivity_specificity import *
 from .shape_aware import *
@@ -35,6 +36,7 @@ __all__ = [
     "FocalTverskyLoss",
     "TverskyLoss",
     "SensitivitySpecificityLoss",
+    "LovaszLoss",
     "MCCLoss",
     "BlobLoss",
     "BoundaryLoss",

@@ -189,6 +189,10 @@ class Loss(nn.Module):
         """The loss whose distance map this one needs."""
         return self if self.measures else None
 
+    def explanation(self, input: Tensor, target: Tensor) -> str | None:
+        """Which kernels run, in words, where they are not those of a formula on sums."""
+        return None
+
     # ---------------------------------------------------------------- calling
 
     def forward(

@@ -125,16 +125,6 @@ def label_map(masks: Tensor, g: Geometry) -> Tensor:
     return masks.clamp(min=0)
 
 
-def contour(mask: Tensor, axes: int) -> Tensor:
-    """Object pixels with a face neighbour in the background; the border of the image is no background."""
-    edge = torch.zeros_like(mask)
-    for axis in range(-axes, 0):
-        m, e = mask.movedim(axis, 0), edge.movedim(axis, 0)
-        e[:-1] |= m[:-1] & ~m[1:]
-        e[1:] |= m[1:] & ~m[:-1]
-    return edge
-
-
 # ------------------------------------------------------------------------------------------- losses
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops.formula import Array, Call, PixelStats, ratio, where
+from ..ops import top_k as op
+from ..ops.formula import Array, Call, PixelStats, coefficients, never_ignored, ratio, where
 from ..ops.pixel_stats import Geometry, Tensors
 from ._base import PixelLoss, PixelOptions, UnweightedPixelOptions, loss_map, number, one_of
 
@@ -125,32 +127,34 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
         return self.pixel(self.foreground(s)).sum(), []
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        g = call.geometry
-        loss = loss_map(x, call)
+        g, f = call.geometry, call.formula
+        valid = self._valid(x, g)
+        if self.reduction == "none":
+            loss = loss_map(x, call)
+            rows = g.shape[0] if self.per_sample else 1
+            chosen = op.select(loss.detach().reshape(rows, loss.numel() // max(rows, 1)), valid, self.k).chosen
+            return torch.where(chosen.reshape(loss.shape) > 0, loss, 0.0), []
+        total, count = op.top_k(x, g, f.plan, coefficients(x, g, f), valid, self.k, self.per_sample)
+        if self.reduction == "mean":
+            total = total / count.clamp(min=1) / max(len(total), 1)
+        return total.sum().to(call.dtype), []
+
+    def _valid(self, x: Tensors, g: Geometry) -> Tensor | None:
+        """Which values of the loss map may be chosen, a row for each selection; None: all."""
+        drop = not self.include_background and g.shape[1] > 1
+        if never_ignored(x, g) and not drop:
+            return None
         kept = _kept(x, g)
-        if not self.include_background and g.shape[1] > 1:
+        if drop:
             if g.index_target:
                 kept = kept & (x.target.reshape(kept.shape) != 0)
             elif g.exclusive:
                 kept = kept & (x.target[:, 1:] != 0).any(1)
             else:
-                kept = kept.expand_as(loss).clone()
+                kept = kept.expand(g.map_shape).clone()
                 kept[:, 0] = False
-        shape = (loss.shape[0], loss[0].numel() if loss.shape[0] else 0) if self.per_sample else (1, loss.numel())
-        flat, valid = loss.reshape(shape), kept.expand_as(loss).reshape(shape)
-        total = valid.sum(1, keepdim=True)
-        wanted = torch.where(total > 0, (total * self.k / 100).floor().clamp(min=1), 0)
-        order = torch.sort(flat.detach().masked_fill(~valid, -1.0), dim=1, descending=True, stable=True).indices
-        chosen = torch.zeros_like(flat).scatter_(
-            1, order, (torch.arange(flat.shape[1], device=flat.device)[None] < wanted).to(flat.dtype)
-        )
-        top = torch.where(chosen > 0, flat, 0.0)
-        if self.reduction == "none":
-            return top.reshape(loss.shape), []
-        if self.reduction == "sum":
-            return top.sum(), []
-        per_row = top.sum(1, keepdim=True, dtype=torch.float64) / wanted.clamp(min=1)
-        return (per_row.sum() / max(len(per_row), 1)).to(loss.dtype), []
+        rows = g.shape[0] if self.per_sample else 1
+        return kept.expand(g.map_shape).reshape(rows, prod(g.map_shape) // max(rows, 1)).contiguous()
 
 
 def _kept(x: Tensors, g: Geometry) -> Tensor:

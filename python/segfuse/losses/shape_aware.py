@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..maps import contour
 from ..ops.distance_transform_edt import distance_transform_edt
 from ..ops.pixel_stats import Geometry, Tensors
 from ._base import PixelOptions, one_of
 from ._distance import (
     MappedCrossEntropyLoss,
     Spacing,
-    contour,
     dtype,
     hard_option,
     one_hot,

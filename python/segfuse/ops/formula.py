@@ -302,16 +302,25 @@ class PixelStats:
 
     def vector(self, values: Sequence[float]) -> Array:
         """``(1, C)`` constants, one per class."""
-        if len(values) != self.geometry.shape[1]:
-            raise ValueError(
-                f"class_weight must have one weight for each of the {self.geometry.shape[1]} classes; "
-                f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
-            )
-        return self._constant("vector", tuple(float(v) for v in values))
+        return self._constant("vector", one_per_class(values, self.geometry))
 
     def parameter(self, x: Tensor) -> Array:
         """A learnable scalar."""
         return self._constant("parameter", x)
+
+
+def one_per_class(values: Sequence[float], g: Geometry) -> tuple[float, ...]:
+    """Class weights, as many as there are classes.
+
+    Raises:
+        ValueError: another number of them.
+    """
+    if len(values) != g.shape[1]:
+        raise ValueError(
+            f"class_weight must have one weight for each of the {g.shape[1]} classes; "
+            f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
+        )
+    return tuple(float(v) for v in values)
 
 
 def tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
@@ -362,6 +371,7 @@ class Formula:
         self.outputs = [x.index for x in results]
         self.length = len(tape.code)
         self._code = tape.code
+        self.constants: dict[Any, Tensor] = {}  # coefficients that do not depend on the target, by kind of call
         if results:
             self._value = (results[0].n, results[0].c)
 
@@ -432,7 +442,7 @@ def _find_rows(loss: Loss, g: Geometry, wanted: list[Row]) -> None:
 # ------------------------------------------------------------------------------------------- evaluation
 
 
-def _never_ignored(x: Tensors, g: Geometry) -> bool:
+def never_ignored(x: Tensors, g: Geometry) -> bool:
     """No pixel can carry ignore_index, whatever the target holds."""
     if x.mask is not None or x.target.dtype.is_floating_point:
         return False
@@ -455,7 +465,7 @@ class Call:
             # What multiplies the terms of a linear formula follows from the target: the same pass can write the
             # gradient.
             self.linear = f.linear
-            self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not _never_ignored(x, g))
+            self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not never_ignored(x, g))
 
 
 class _Evaluate(torch.autograd.Function):
@@ -549,6 +559,9 @@ def _native_backend(x: Tensors, g: Geometry, f: Formula) -> Any:
 def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
     """d(value) / d(sums) of a linear formula, ``(K, N, C)``, from the counts of the target alone."""
     counts = f.plan.counts
+    key = (g.shape, x.input.device)
+    if key in f.constants:
+        return f.constants[key]
     known = torch.zeros((f.plan.rows, *g.shape[:2]), dtype=torch.float64, device=x.input.device)
     with torch.no_grad():
         if counts.rows:
@@ -557,4 +570,8 @@ def coefficients(x: Tensors, g: Geometry, f: Formula) -> Tensor:
         known.requires_grad_()
         value, _ = f.loss(tensor_stats(known, f.plan, g))
         (grad,) = torch.autograd.grad(value.sum(), known)
+    if not counts.rows:  # whatever the target is
+        if len(f.constants) >= 16:
+            f.constants.clear()
+        f.constants[key] = grad
     return grad

@@ -83,8 +83,9 @@ def pointers(x: Tensors) -> tuple[int, int, int, int, int]:
     )
 
 
-def empty_gradient(input: Tensor) -> Tensor:
-    grad = torch.empty_like(input)
+def empty_gradient(input: Tensor, contiguous: torch.dtype | None = None) -> Tensor:
+    """Laid out like the input, or contiguous in a dtype of its own."""
+    grad = torch.empty_like(input) if contiguous is None else torch.empty(input.shape, dtype=contiguous)
     size = grad.nbytes
     if size >= HUGE:
         _cpp.huge_pages(data=grad.data_ptr(), bytes=size)

@@ -21,7 +21,7 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
 
 
 @dataclass
-class _Pixels:
+class Pixels:
     """All tensors are ``(N, C, S)``; p, q = 1 - p and their negative logarithms."""
 
     p: Tensor
@@ -41,7 +41,7 @@ def _expand(x: Tensor, g: Geometry) -> Tensor:
     return x.expand(g.shape).reshape(*g.shape[:2], g.pixels)
 
 
-def _pixels(x: Tensors, g: Geometry) -> _Pixels:
+def pixels(x: Tensors, g: Geometry) -> Pixels:
     N, C, S = *g.shape[:2], g.pixels
     z = x.input.reshape(N, C, S)
     z = z if z.dtype == torch.float64 else z.float()
@@ -90,7 +90,7 @@ def _pixels(x: Tensors, g: Geometry) -> _Pixels:
         q = torch.where(is_top, others / (one + others), 1 - p)
         lp = (top.detach() - z) + torch.log1p(others + (one - 1))
         lq = -torch.log(q)
-    return _Pixels(p, q, lp, lq, y, m, u, d, invalid)
+    return Pixels(p, q, lp, lq, y, m, u, d, invalid)
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -113,14 +113,14 @@ def _power(x: Tensor, a: float) -> Tensor:
     return torch.where(x == 0, 0, torch.where(x == 0, 1, x) ** a)
 
 
-def _entropy(x: _Pixels, g: Geometry) -> Tensor:
+def _entropy(x: Pixels, g: Geometry) -> Tensor:
     """Cross-entropy of every element; of every pixel, ``(N, 1, S)``, when classes exclude each other."""
     if g.exclusive:
         return _where_positive(x.y, x.lp).sum(1, keepdim=True)
     return _where_positive(x.y, x.lp) + _where_positive(1 - x.y, x.lq)
 
 
-def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
+def _parts(x: Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
     """What one term adds up: the parts of y and of 1 - y, without the weight u."""
     if term.mapped:
         one, zero = _parts(x, g, term._replace(mapped=False))
@@ -141,7 +141,7 @@ def _parts(x: _Pixels, g: Geometry, term: Term) -> tuple[Tensor, Tensor]:
 
 
 def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> tuple[Tensor, int]:
-    s = _pixels(x, g)
+    s = pixels(x, g)
     u, p, y = s.u, s.p, s.y
     moments = {
         "count": lambda: s.m,
@@ -173,7 +173,7 @@ def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = Non
 
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
-    s = _pixels(x, g)
+    s = pixels(x, g)
     total = torch.zeros_like(s.p)
     for term in plan.terms:
         for part, value in enumerate(_parts(s, g, term)):
@@ -182,7 +182,7 @@ def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[
     return (total.sum(1) if g.exclusive else total).reshape(g.map_shape), s.invalid
 
 
-def _slopes(x: _Pixels, g: Geometry, a: float) -> tuple[Tensor, Tensor]:
+def _slopes(x: Pixels, g: Geometry, a: float) -> tuple[Tensor, Tensor]:
     """d f(p) / dz of the two focal parts of a sigmoid; with probabilities d / dp."""
 
     def slope(p: Tensor, q: Tensor, lp: Tensor, lq: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def backward(
     upstream: Tensor | None = None,
     segments: Segments | None = None,
 ) -> Tensor:
-    s = _pixels(x, g)
+    s = pixels(x, g)
     p, q, y, u = s.p, s.q, s.y, s.u
     if upstream is not None:
         up = upstream.reshape(g.shape[0], 1 if g.exclusive else g.shape[1], g.pixels).to(p.dtype)

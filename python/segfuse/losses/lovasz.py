@@ -1,0 +1,107 @@
+"""The Lovasz extension of the Jaccard loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from ..ops import lovasz_extension as op
+from ..ops.formula import one_per_class
+from ..ops.lovasz_extension import Classes, Problems, problems
+from ..ops.pixel_stats import Geometry, Tensors
+from ._base import Loss, Options, snake
+
+__all__ = ["LovaszLoss"]
+
+
+class LovaszLoss(Loss):
+    """``sum_k e_(k) (J_k - J_(k-1))``: errors, largest first, each weighed by what it adds to the Jaccard loss
+    ``J_k = 1 - (G - F_k) / (G + B_k)`` of a prediction that is wrong at the first k pixels.
+
+    G: pixels of the class, F and B: pixels of the class and others among the first k. Binary and multilabel use the
+    hinge errors ``max(0, 1 - z (2y - 1))`` of the logits, multiclass ``|y - p|`` of the softmax of every class.
+
+    Args:
+        per_image: sort every image by itself and average over images; otherwise sort the batch. Default: ``True`` for
+            binary and multilabel, ``False`` for multiclass.
+        classes: of a multiclass target, which are averaged: ``"present"`` those with a pixel (in the image, with
+            ``per_image``), ``"all"``, or a list of class numbers, which also chooses channels of a multilabel target.
+
+    The target is hard (0, 1 or class numbers), and a weight map has no meaning here; the mean over classes takes
+    ``class_weight``. Probabilities of a sigmoid (``from_logits=False``) are turned back into logits.
+    Source: Berman et al. 2018 (arXiv 1705.08790), algorithm 1.
+    """
+
+    def __init__(
+        self, *, per_image: bool | None = None, classes: Classes = "present", **common: Unpack[Options]
+    ) -> None:
+        super().__init__(**common)
+        self.per_image = None if per_image is None else bool(per_image)
+        self.classes = classes
+
+    @property
+    def fusable(self) -> bool:
+        return False
+
+    @property
+    def classes(self) -> Classes:
+        """Which classes are averaged."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, value: Classes) -> None:
+        self._classes: Classes = value if isinstance(value, str) else tuple(value)
+        op.check_classes(self._classes)
+
+    def check(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        distance_map: Tensor | None = None,
+    ) -> tuple[Tensors, Geometry]:
+        op.refuse_weights(weight_map)
+        return super().check(input, target, None, mask, distance_map)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        weight_map: Tensor | None = None,
+        mask: Tensor | None = None,
+        distance_map: Any = None,
+        return_terms: bool = False,
+    ) -> Any:
+        x, g = self.check(input, target, weight_map, mask, distance_map)
+        how = problems(g, self.per_image, self.classes, bool(self.include_background))
+        weight = [float(wanted) for wanted in how.wanted]
+        if self.class_weight is not None:
+            weight = [v * w for v, w in zip(one_per_class(self.class_weight, g), weight, strict=True)]
+        losses, positives = op.lovasz(x, g, how)
+        value = self.reduce(losses, positives, how, torch.tensor(weight, dtype=losses.dtype, device=losses.device))
+        value = value.to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
+        return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
+
+    def explanation(self, input: Tensor, target: Tensor) -> str:
+        x, g = self.check(input, target, None, None)
+        how = problems(g, self.per_image, self.classes, bool(self.include_background))
+        rows, _ = how.count(g)
+        backend = op.backend(x, g).__name__.split(".")[-2]
+        errors = "hinge" if how.hinge else g.activation
+        return f"mode {g.mode}, {errors} errors; lovasz_extension on {backend}: {rows * sum(how.wanted)} sorts"
+
+    def reduce(self, losses: Tensor, positives: Tensor, how: Problems, weight: Tensor) -> Tensor:
+        """One number, or the weighted loss of every wanted class, from ``(P, C)`` losses."""
+        if self.reduction == "sum":
+            return (losses * weight).sum()
+        if self.reduction == "none":
+            weighted = (losses * weight)[:, how.wanted]
+            return weighted if how.per_image else weighted[0]
+        counted = weight * (positives > 0) if how.present else weight.expand_as(losses)
+        total = counted.sum(1, keepdim=True)
+        return (losses * (counted / torch.where(total > 0, total, 1))).sum() / max(len(losses), 1)

@@ -1,0 +1,75 @@
+"""top_k: the largest values of a loss map, and their gradient alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends import pick
+from . import pixel_stats as op
+from .pixel_stats import Geometry, Plan, Tensors
+
+
+class Selection(NamedTuple):
+    chosen: Tensor  # (R, M) uint8, 1 where a value is among the largest of its row
+    total: Tensor  # (R,) float64, their sum
+    number: Tensor  # (R,) float64, how many they are
+
+
+def select(values: Tensor, valid: Tensor | None, percent: float) -> Selection:
+    """The ``percent`` largest of every row, at least one: ``max(1, floor(percent M / 100))`` of M valid values.
+
+    Args:
+        values: ``(R, M)`` float32 or float64, contiguous; without a gradient.
+        valid: ``(R, M)`` bool, contiguous; which take part. Default: all.
+
+    Of equal values the first are chosen. NaN counts as larger than everything.
+    """
+    return pick("top_k", values).forward(values, valid, percent)
+
+
+class _TopK(torch.autograd.Function):
+    """Sums of the largest pixel losses. The coefficients are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        x: Tensors,
+        g: Geometry,
+        plan: Plan,
+        coefficient: Tensor,
+        valid: Tensor | None,
+        percent: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        loss, invalid = op.backend(input, g, plan, map=True).loss_map(x, g, plan, coefficient)
+        if invalid:
+            op.raise_invalid(x, g)
+        found = select(loss.reshape(rows, loss.numel() // max(rows, 1)), valid, percent)
+        ctx.geometry, ctx.plan = g, plan
+        ctx.save_for_backward(*x._replace(input=input), coefficient, found.chosen)
+        ctx.mark_non_differentiable(found.number)
+        return found.total, found.number
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        *x, coefficient, chosen = ctx.saved_tensors
+        scaled = coefficient * grads[0][:, None]  # a row is a sample, or there is one for the batch
+        grad = op.backward(Tensors(*x), ctx.geometry, ctx.plan, scaled, chosen.reshape(ctx.geometry.map_shape))
+        return grad, None, None, None, None, None, None, None
+
+
+def top_k(
+    x: Tensors,
+    g: Geometry,
+    plan: Plan,
+    coefficient: Tensor,
+    valid: Tensor | None,
+    percent: float,
+    per_sample: bool,
+) -> tuple[Tensor, Tensor]:
+    """Differentiable sums of the largest pixel losses of every sample, or of the batch, and how many they are."""
+    return _TopK.apply(x.input, x, g, plan, coefficient, valid, percent, g.shape[0] if per_sample else 1)
