@@ -107,6 +107,33 @@ int64_t formula_forward(const Evaluation& e, void* value, bool value_is_double, 
 double formula_backward(const Evaluation& e, const void* grad, bool grad_is_double, double* parameter_grad,
                         int threads);
 
+// Probabilities against a hard target, in planes of one (sample, class) each.
+struct HardPair {
+  int64_t N, C, first;  // classes before `first` are left out; their gradient is 0
+  int dims;             // spatial axes, 1 to 3
+  int64_t shape[3];     // planes, rows, columns; missing axes come first and are 1
+  DType dtype;          // F32 or F64: of p, weight and grad
+  bool index;           // code (N, 1, *) holds class numbers; otherwise (N, C, *) holds 0 and 1
+  bool plain;           // no pixel is ignored, no weight is given
+  bool weight_per_class;
+  const void* p;        // (N, C, *)
+  const int16_t* code;  // -1: ignored
+  const void* weight;   // (N, 1 or C, *) or nullptr
+  void* grad;           // (N, C, *): derivative of the plane's sum by p, or nullptr
+};
+
+enum ErosionNorm : int { MINMAX, DOUBLE, NONE };
+
+struct Erosion {
+  HardPair pair;
+  int steps;
+  double alpha;
+  ErosionNorm norm;
+};
+
+// sums [N, C - first]: sum u sum_k k^alpha b_k over the erosions b_k of m (p - y)^2. Writes pair.grad as well.
+void erosion_forward(const Erosion& op, double* sums, int threads);
+
 const char* isa_used();
 const char* isa_found();  // space separated
 void huge_pages(void* data, size_t bytes);

@@ -117,6 +117,8 @@ _COMBO, _EXP_LOG, _DICE_CE, _DICE_FOCAL, _UNIFIED = map(
     _of, (sf.ComboLoss, sf.ExponentialLogarithmicLoss, sf.DiceCELoss, sf.DiceFocalLoss, sf.UnifiedFocalLoss)
 )
 
+_ER, _CV, _WHD = map(_of, (sf.HausdorffERLoss, sf.HausdorffCVLoss, sf.WeightedHausdorffLoss))
+
 TABLE: dict[str, Build] = {
     "bce.mean": _CE,
     "bce.sum": _CE,
@@ -194,6 +196,14 @@ TABLE: dict[str, Build] = {
     "unified_focal.asym": _UNIFIED,
     "unified_focal.sym": _UNIFIED,
     "unified_focal.multiclass": _UNIFIED,
+    "hd_er.minmax": _ER,
+    "hd_er.double": _ER,
+    "hd_er.multiclass": _ER,
+    "hd_cv.default": _CV,
+    "hd_cv.multiclass": _CV,
+    "whd.default": _WHD,
+    "whd.alpha9": _WHD,
+    "whd.v1": _WHD,
 }
 
 # Losses of later releases. The list only ever gets shorter.
@@ -204,11 +214,8 @@ _LATER = {
     "lovasz_softmax": "present per_image all ignore",
     "blob": "exclude zero_logit",
     "hd_dt": "default multiclass one_sided log spacing",
-    "hd_er": "minmax double multiclass",
-    "hd_cv": "default multiclass",
     "shape_aware": "curve pixel",
     "boundary": "default multiclass symmetric",
-    "whd": "default alpha9 v1",
     "cmssl": "default detached window5 multiclass",
     "ssim": "valid5",
 }
@@ -234,6 +241,8 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "combo.": _COMBO,
         "exp_log.": _EXP_LOG,
         "unified_focal.asym_": _UNIFIED,
+        "hd_er.": _of(sf.HausdorffERLoss, erosions=3),
+        "hd_cv.": _of(sf.HausdorffCVLoss, radii=(1, 2)),
     }.items()
     for end in ("empty", "full")
 } | {
@@ -250,7 +259,7 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "generalized_dice": _GDICE,
         "log_cosh_dice": _LOG_COSH,
     }.items()
-}
+} | {"whd.empty": _WHD}
 
 _EDGES_LATER = {
     "distance_ce": "empty full",
@@ -258,12 +267,9 @@ _EDGES_LATER = {
     "lovasz_softmax": "all_ignored",
     "blob": "empty full",
     "hd_dt": "empty full",
-    "hd_er": "empty full",
-    "hd_cv": "empty full",
     "hausdorff_dt": "all_ignored",
     "shape_aware": "empty full",
     "boundary": "empty full all_ignored",
-    "whd": "empty",
     "cmssl": "empty full all_ignored",
 }
 EDGES_LATER = frozenset(f"{loss}.{name}" for loss, names in _EDGES_LATER.items() for name in names.split())

@@ -109,6 +109,16 @@ T* pointer(uintptr_t p) {
   return reinterpret_cast<T*>(p);
 }
 
+HardPair hard_pair(const std::vector<int64_t>& shape, int64_t first, int dtype, bool index, bool plain,
+                   bool weight_per_class, uintptr_t p, uintptr_t code, uintptr_t weight, uintptr_t grad) {
+  if (shape.size() < 3 || shape.size() > 5) throw std::length_error("a pair has 1 to 3 spatial axes");
+  const int dims = static_cast<int>(shape.size()) - 2;
+  HardPair pair{shape[0], shape[1], first, dims, {1, 1, 1}, static_cast<DType>(dtype), index, plain, weight_per_class,
+                pointer<void>(p), pointer<int16_t>(code), pointer<void>(weight), pointer<void>(grad)};
+  for (int d = 0; d < dims; ++d) pair.shape[3 - dims + d] = shape[2 + d];
+  return pair;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpp, m) {
@@ -194,6 +204,17 @@ PYBIND11_MODULE(_cpp, m) {
       py::kw_only(), "layout"_a, "code"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "sums"_a, "parameters"_a,
       "grad_input"_a, "ahead"_a, "written"_a, "grad"_a, "grad_is_double"_a, "parameter_grad"_a, "n_parameters"_a,
       "threads"_a);
+
+  py::class_<HardPair>(m, "HardPair")
+      .def(py::init(&hard_pair), py::kw_only(), "shape"_a, "first"_a, "dtype"_a, "index"_a, "plain"_a,
+           "weight_per_class"_a, "p"_a, "code"_a, "weight"_a, "grad"_a);
+  m.def(
+      "erosion_forward",
+      [](const HardPair& pair, int steps, double alpha, int norm, uintptr_t sums, int threads) {
+        py::gil_scoped_release release;
+        erosion_forward({pair, steps, alpha, static_cast<ErosionNorm>(norm)}, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "pair"_a, "steps"_a, "alpha"_a, "norm"_a, "sums"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

@@ -42,4 +42,38 @@ struct PixelStatsKernels {
 };
 SEGFUSE_TABLE(PixelStatsKernels, pixel_stats)
 
+// Fields of erosion are rows of `pitch` values; column x lies at MARGIN + x, so that both neighbours of a row exist.
+// A row whose `live` is 0 holds zeros that were never written.
+struct ErosionField {
+  void* values;
+  uint8_t* live;
+  double low, scale;  // b = (e - low) scale
+  double high;
+};
+struct ErosionPartial {
+  double low, high, sum, other;
+  int64_t at_high, at_low;
+};
+struct ErosionKernels {
+  int64_t (*pitch)(int64_t columns);
+  // out = m (p - y)^2 and, unless the pair is plain, u; partial.sum = sum u
+  void (*start)(const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& out, void* u,
+                ErosionPartial& partial);
+  // out = relu(B * b - 1/2); partial: its bounds and sum u out. edge: a row of in.low
+  void (*erode)(const Erosion& op, int64_t begin, int64_t end, const ErosionField& in, const void* edge, const void* u,
+                const ErosionField& out, ErosionPartial& partial);
+  // out = [e > 0] (B * grad + power u); partial.sum: sum out b, other: sum out. edge: a row of 0; no grad: 0
+  void (*back)(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge,
+               const void* u, double power, const ErosionField& e, const ErosionField& out, ErosionPartial& partial);
+  // Adds what the bounds of e pass on to the pixels that attain them.
+  void (*bounds)(const Erosion& op, int64_t begin, int64_t end, const ErosionField& e, double to_high, double to_low,
+                 const ErosionField& grad);
+  // Fills what surrounds the image with e.low, and a row of `edge`.
+  void (*surround)(const Erosion& op, const ErosionField& e, void* edge);
+  // pair.grad = 2 m (p - y) B * grad
+  void (*finish)(const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& grad,
+                 const void* edge);
+};
+SEGFUSE_TABLE(ErosionKernels, erosion)
+
 }  // namespace segfuse

@@ -84,5 +84,25 @@ def formula_backward(
     n_parameters: int,
     threads: int,
 ) -> float: ...
+
+class HardPair:
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        first: int,
+        dtype: int,
+        index: bool,
+        plain: bool,
+        weight_per_class: bool,
+        p: int,
+        code: int,
+        weight: int,
+        grad: int,
+    ) -> None: ...
+
+def erosion_forward(
+    *, pair: HardPair, steps: int, alpha: float, norm: int, sums: int, threads: int
+) -> None: ...
 def huge_pages(*, data: int, bytes: int) -> None: ...
 def isa_info() -> IsaInfo: ...

@@ -6,6 +6,7 @@ from .cross_entropy import *
 from .dice import *
 from .exponential_logarithmic import *
 from .focal import *
+from .hausdorff import *
 from .jaccard import *
 from .mcc import *
 from .sensitivity_specificity import *
@@ -30,6 +31,7 @@ __all__ = [
     "FocalTverskyLoss",
     "TverskyLoss",
     "SensitivitySpecificityLoss",
+    "HausdorffERLoss",
     "MCCLoss",
     "ComboLoss",
     "DiceCELoss",
