@@ -134,6 +134,23 @@ struct Erosion {
 // sums [N, C - first]: sum u sum_k k^alpha b_k over the erosions b_k of m (p - y)^2. Writes pair.grad as well.
 void erosion_forward(const Erosion& op, double* sums, int threads);
 
+constexpr int MAX_RADII = 64;
+
+struct DiskSums {
+  HardPair pair;
+  const int16_t* hard;  // (N, 1, *) predicted class numbers; nullptr: p > 1/2 of every channel
+  int n_radii;
+  int radius[MAX_RADII];    // in pixels, >= 1
+  double factor[MAX_RADII];  // of that radius
+};
+
+// Most pixels that a ball may have: three counts of them share 64 bits.
+constexpr int64_t MAX_BALL = (1 << 21) - 1;
+
+// sums [N, C - first]: sum u (w_f (p - y)^2 p + w_e (p - y)^2 y) with the weights of disk_sums_kernels.cpp. Writes
+// pair.grad as well. Returns false, and does nothing, where a ball has more than MAX_BALL pixels.
+bool disk_sums_forward(const DiskSums& op, double* sums, int threads);
+
 const char* isa_used();
 const char* isa_found();  // space separated
 void huge_pages(void* data, size_t bytes);

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "../cpp/threads.h"
@@ -215,6 +216,18 @@ PYBIND11_MODULE(_cpp, m) {
         erosion_forward({pair, steps, alpha, static_cast<ErosionNorm>(norm)}, pointer<double>(sums), threads);
       },
       py::kw_only(), "pair"_a, "steps"_a, "alpha"_a, "norm"_a, "sums"_a, "threads"_a);
+
+  m.def(
+      "disk_sums_forward",
+      [](const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha, uintptr_t sums,
+         int threads) {
+        if (radii.size() > MAX_RADII) throw std::length_error("more than 64 radii");
+        DiskSums op{pair, pointer<int16_t>(hard), static_cast<int>(radii.size()), {}, {}};
+        for (size_t i = 0; i < radii.size(); ++i) op.radius[i] = radii[i], op.factor[i] = std::pow(radii[i], alpha);
+        py::gil_scoped_release release;
+        return disk_sums_forward(op, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "pair"_a, "hard"_a, "radii"_a, "alpha"_a, "sums"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

@@ -4,48 +4,32 @@
 //         without, two fields. Nothing but the gradient itself outlives the call.
 // Order:  planes are cut into slabs by their shape alone, and slabs are added in index order. Many planes share the
 //         threads whole; of a few, each is shared slab by slab.
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <vector>
 
 #include "kernels.h"
-#include "threads.h"
+#include "planes.h"
 
 namespace segfuse {
 namespace {
 
-constexpr int64_t SLAB = 1 << 14;  // elements; below this a second thread costs more than it brings
-
-struct Free {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-
 class Plane {
  public:
-  explicit Plane(const Erosion& op)
-      : op_(op), k_(erosion_kernels()), rows_(op.pair.shape[0] * op.pair.shape[1]) {
-    const int64_t size = op.pair.dtype == F64 ? 8 : 4, pitch = k_.pitch(op.pair.shape[2]);
-    slab_ = std::max<int64_t>(1, SLAB / std::max<int64_t>(op.pair.shape[2], 1));
-    slabs_ = (rows_ + slab_ - 1) / slab_;
+  Plane(const Erosion& op, int threads) : op_(op), k_(erosion_kernels()), slabs_(op.pair), threads_(threads) {
+    const int64_t size = op.pair.dtype == F64 ? 8 : 4, pitch = k_.pitch(op.pair.shape[2]), rows = slabs_.rows;
     const int64_t fields = op.pair.grad != nullptr ? op.steps + 2 : 2;
-    const int64_t bytes = ((rows_ * pitch + 16) * size + 63) / 64 * 64, edge = (pitch + 1) * size;
-    memory_.reset(static_cast<char*>(::operator new(bytes * (fields + !op.pair.plain) + 2 * edge, std::align_val_t{64})));
-    live_.reset(new uint8_t[fields * rows_]);
+    const int64_t bytes = ((rows * pitch + 16) * size + 63) / 64 * 64, edge = (pitch + 1) * size;
+    memory_ = buffer(bytes * (fields + !op.pair.plain) + 2 * edge);
+    live_.reset(new uint8_t[fields * rows]);
     for (int64_t f = 0; f < fields; ++f)
-      fields_.push_back({memory_.get() + f * bytes, live_.get() + f * rows_, 0, 1, 0});
+      fields_.push_back({memory_.get() + f * bytes, live_.get() + f * rows, 0, 1, 0});
     u_ = op.pair.plain ? nullptr : memory_.get() + fields * bytes;
     zero_ = memory_.get() + bytes * (fields + !op.pair.plain);
     edge_ = zero_ + edge;
     std::memset(zero_, 0, edge);
-    partial_.resize(slabs_);
+    partial_.resize(slabs_.count);
   }
 
-  double run(int64_t n, int64_t c, int threads) {
-    threads_ = threads;
+  double run(int64_t n, int64_t c) {
     const ErosionPartial started = sum([&](int64_t begin, int64_t end, ErosionPartial& partial) {
       k_.start(op_, n, c, begin, end, fields_[0], u_, partial);
     });
@@ -101,7 +85,7 @@ class Plane {
     }
     if (here == nullptr) {
       here = next;
-      std::memset(here->live, 0, rows_);
+      std::memset(here->live, 0, slabs_.rows);
     }
     sum([&](int64_t begin, int64_t end, ErosionPartial&) { k_.finish(op_, n, c, begin, end, *here, zero_); });
   }
@@ -109,11 +93,9 @@ class Plane {
   // body(begin, end, partial) for every slab of rows; the partials, combined in order
   template <typename Body>
   ErosionPartial sum(Body body) {
-    parallel(slabs_, threads_, [&](auto&& next) {
-      for (int64_t i; (i = next()) < slabs_;) {
-        partial_[i] = {HUGE_VAL, -HUGE_VAL, 0, 0, 0, 0};
-        body(i * slab_, std::min((i + 1) * slab_, rows_), partial_[i]);
-      }
+    slabs_.each(threads_, [&](int64_t begin, int64_t end, int64_t i) {
+      partial_[i] = {HUGE_VAL, -HUGE_VAL, 0, 0, 0, 0};
+      body(begin, end, partial_[i]);
     });
     ErosionPartial all{HUGE_VAL, -HUGE_VAL, 0, 0, 0, 0};
     for (const ErosionPartial& one : partial_) {
@@ -130,10 +112,9 @@ class Plane {
 
   const Erosion& op_;
   const ErosionKernels& k_;
-  const int64_t rows_;
-  int64_t slab_, slabs_;
-  int threads_ = 1;
-  std::unique_ptr<char, Free> memory_;
+  const Slabs slabs_;
+  const int threads_;
+  Buffer memory_;
   std::unique_ptr<uint8_t[]> live_;
   std::vector<ErosionField> fields_;
   std::vector<ErosionPartial> partial_;
@@ -142,27 +123,6 @@ class Plane {
 
 }  // namespace
 
-void erosion_forward(const Erosion& op, double* sums, int threads) {
-  const HardPair& pair = op.pair;
-  const int64_t classes = pair.C - pair.first, planes = pair.N * classes;
-  const int64_t S = pair.shape[0] * pair.shape[1] * pair.shape[2];
-  std::fill(sums, sums + planes, 0.0);
-  if (pair.N * pair.C * S == 0) return;
-  if (pair.grad != nullptr) {
-    const int64_t plane = S * (pair.dtype == F64 ? 8 : 4);
-    for (int64_t n = 0; n < pair.N; ++n)
-      std::memset(static_cast<char*>(pair.grad) + n * pair.C * plane, 0, pair.first * plane);
-  }
-  const bool whole = planes >= threads;
-  const int workers = whole ? static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, planes * S / SLAB))) : 1;
-  std::vector<std::unique_ptr<Plane>> work;  // allocated here, where running out of memory can still be reported
-  for (int i = 0; i < workers; ++i) work.emplace_back(new Plane(op));
-  std::atomic<int> arrived{0};
-  parallel(planes, workers, [&](auto&& next) {
-    Plane& mine = *work[arrived.fetch_add(1)];
-    for (int64_t i; (i = next()) < planes;)
-      sums[i] = mine.run(i / classes, pair.first + i % classes, whole ? 1 : threads);
-  });
-}
+void erosion_forward(const Erosion& op, double* sums, int threads) { for_each_plane<Plane>(op, sums, threads); }
 
 }  // namespace segfuse

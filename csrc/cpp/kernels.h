@@ -76,4 +76,16 @@ struct ErosionKernels {
 };
 SEGFUSE_TABLE(ErosionKernels, erosion)
 
+struct DiskSumsKernels {
+  // Bytes of the running sums of a row, and of scratch for one thread.
+  int64_t (*row_bytes)(const DiskSums& op, bool wide);
+  int64_t (*scratch_bytes)(const DiskSums& op, bool wide);
+  // Writes rows [begin, end) of the running sums. wide: 64 bits.
+  void (*run)(const DiskSums& op, bool wide, int64_t n, int64_t c, int64_t begin, int64_t end, void* running);
+  // Sums their pixels and writes their gradient. points: pixels of every ball.
+  double (*weigh)(const DiskSums& op, bool wide, const int64_t* points, int64_t n, int64_t c, int64_t begin,
+                  int64_t end, const void* running, void* scratch);
+};
+SEGFUSE_TABLE(DiskSumsKernels, disk_sums)
+
 }  // namespace segfuse

@@ -31,6 +31,7 @@ __all__ = [
     "FocalTverskyLoss",
     "TverskyLoss",
     "SensitivitySpecificityLoss",
+    "HausdorffCVLoss",
     "HausdorffERLoss",
     "MCCLoss",
     "ComboLoss",

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops import erosion
+from ..ops import disk_sums, erosion
 from ..ops._hard_pair import HardPair
+from ._base import one_of
 from ._boundary import HardLoss, HardOptions
 
-__all__ = ["HausdorffERLoss"]
+__all__ = ["HausdorffCVLoss", "HausdorffERLoss"]
+
+
+class HausdorffCVLoss(HardLoss):
+    """Errors count more, the larger the balls around them that hold more of one region than of the other.
+
+    The mean over pixels of ``(p - y)^2 (w_f p + w_e y)``, where w_f and w_e add ``r^alpha`` times what balls of radius r
+    around the pixel hold above one half: of background of the target and of predicted object for w_f (false
+    positives), of object of the target and of predicted background for w_e (false negatives). Both are constants for
+    the gradient.
+
+    Args:
+        alpha: exponent of the radius.
+        radii: of the balls, in pixels, whole numbers.
+        hard: what counts as predicted: ``"threshold"`` p > 1/2, ``"argmax"`` the most probable class (multiclass).
+
+    Source: Karimi and Salcudean 2019 (arXiv 1904.10030), its section on circular kernels. No public code is known; the
+    radii and the form of the threshold are a reading of the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        radii: Sequence[int] = (3, 6, 9, 12, 15, 18),
+        hard: Literal["threshold", "argmax"] = "threshold",
+        **common: Unpack[HardOptions],
+    ) -> None:
+        super().__init__(**common)
+        self.alpha, self.radii = alpha, tuple(radii)
+        self.hard = one_of("hard", hard, ("threshold", "argmax"))
+        disk_sums.check(self.radii, alpha)
+
+    def sums(self, pair: HardPair) -> Tensor:
+        return disk_sums.disk_sums(pair, radii=tuple(self.radii), alpha=self.alpha, hard=self.hard)
 
 
 class HausdorffERLoss(HardLoss):
