@@ -151,6 +151,24 @@ constexpr int64_t MAX_BALL = (1 << 21) - 1;
 // pair.grad as well. Returns false, and does nothing, where a ball has more than MAX_BALL pixels.
 bool disk_sums_forward(const DiskSums& op, double* sums, int threads);
 
+enum PairwiseMean : int {
+  HARMONIC,   // the generalized mean of exponent -1
+  POWER_MEAN,  // of any exponent below 0
+  LEAST,      // of exponent -inf
+  POWER_MIN   // of d / p^4, clipped
+};
+
+struct PairwiseHausdorff {
+  HardPair pair;
+  PairwiseMean mean;
+  double exponent, eps;
+  const double* points;  // (all, dims) coordinates; nullptr: the pixels of y
+  const int64_t* begin;  // [groups + 1] first point of every group
+};
+
+// losses [N, C - first]: the weighted Hausdorff distance of every group. Writes pair.grad as well.
+void pairwise_hausdorff_forward(const PairwiseHausdorff& op, double* losses, int threads);
+
 const char* isa_used();
 const char* isa_found();  // space separated
 void huge_pages(void* data, size_t bytes);

@@ -230,6 +230,19 @@ PYBIND11_MODULE(_cpp, m) {
       py::kw_only(), "pair"_a, "hard"_a, "radii"_a, "alpha"_a, "sums"_a, "threads"_a);
 
   m.def(
+      "pairwise_hausdorff_forward",
+      [](const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+         const std::vector<int64_t>& begin, uintptr_t losses, int threads) {
+        if (points != 0 && static_cast<int64_t>(begin.size()) != pair.N * (pair.C - pair.first) + 1)
+          throw std::length_error("points need one range per group");
+        py::gil_scoped_release release;
+        pairwise_hausdorff_forward(
+            {pair, static_cast<PairwiseMean>(mean), exponent, eps, pointer<double>(points), begin.data()},
+            pointer<double>(losses), threads);
+      },
+      py::kw_only(), "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "losses"_a, "threads"_a);
+
+  m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),
       "data"_a, "bytes"_a);
   m.def("isa_info", [] {

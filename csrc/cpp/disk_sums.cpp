@@ -8,6 +8,8 @@
 namespace segfuse {
 namespace {
 
+constexpr int64_t SLAB = 1 << 12;  // pixels; below this a second thread costs more than it brings
+
 int64_t ball(int radius, int dims) {
   int64_t points = 0;
   const int64_t r2 = int64_t(radius) * radius, ry = dims > 1 ? radius : 0, rz = dims > 2 ? radius : 0;
@@ -25,7 +27,7 @@ int64_t ball(int radius, int dims) {
 class Plane {
  public:
   Plane(const DiskSums& op, int threads)
-      : op_(op), k_(disk_sums_kernels()), slabs_(op.pair), threads_(threads), sums_(slabs_.count) {
+      : op_(op), k_(disk_sums_kernels()), slabs_(op.pair, SLAB), threads_(threads), sums_(slabs_.count) {
     for (int i = 0; i < op.n_radii; ++i) {
       points_[i] = ball(op.radius[i], op.pair.dims);
       wide_ |= points_[i] > 1023;
@@ -68,7 +70,7 @@ class Plane {
 bool disk_sums_forward(const DiskSums& op, double* sums, int threads) {
   for (int i = 0; i < op.n_radii; ++i)
     if (op.radius[i] > MAX_BALL || ball(op.radius[i], op.pair.dims) > MAX_BALL) return false;
-  for_each_plane<Plane>(op, sums, threads);
+  for_each_plane<Plane>(op, SLAB, sums, threads);
   return true;
 }
 

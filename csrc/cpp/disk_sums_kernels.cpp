@@ -43,12 +43,6 @@ int64_t scratch_bytes(const DiskSums& op, bool wide) {
   return row_bytes(op, wide) + op.pair.shape[2] * (op.n_radii * (wide ? 8 : 4) + 2 * 8);
 }
 
-int half_width(int64_t left) {
-  int64_t half = 0;
-  while ((half + 1) * (half + 1) <= left) ++half;
-  return static_cast<int>(half);
-}
-
 template <typename Packed, typename T>
 void run(const DiskSums& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* running) {
   using Sum = typename Packed::Sum;
@@ -102,7 +96,7 @@ void count(const DiskSums& op, int64_t z, int64_t y, const typename Packed::Sum*
       for (int i = 0; i < op.n_radii; ++i) {
         const int64_t left = int64_t(op.radius[i]) * op.radius[i] - dz * dz - dy * dy;
         if (left < 0) continue;
-        const int half = half_width(left);
+        const int64_t half = static_cast<int64_t>(sqrt(static_cast<double>(left)));  // exact below 2^52
         Sum* to = counts + i * X;
         const Sum *upper = t + R + half + 1, *lower = t + R - half;
         SIMD for (int64_t x = 0; x < X; ++x) to[x] += upper[x] - lower[x];

@@ -12,9 +12,11 @@
 namespace segfuse {
 namespace {
 
+constexpr int64_t SLAB = 1 << 14;  // pixels; below this a second thread costs more than it brings
+
 class Plane {
  public:
-  Plane(const Erosion& op, int threads) : op_(op), k_(erosion_kernels()), slabs_(op.pair), threads_(threads) {
+  Plane(const Erosion& op, int threads) : op_(op), k_(erosion_kernels()), slabs_(op.pair, SLAB), threads_(threads) {
     const int64_t size = op.pair.dtype == F64 ? 8 : 4, pitch = k_.pitch(op.pair.shape[2]), rows = slabs_.rows;
     const int64_t fields = op.pair.grad != nullptr ? op.steps + 2 : 2;
     const int64_t bytes = ((rows * pitch + 16) * size + 63) / 64 * 64, edge = (pitch + 1) * size;
@@ -123,6 +125,8 @@ class Plane {
 
 }  // namespace
 
-void erosion_forward(const Erosion& op, double* sums, int threads) { for_each_plane<Plane>(op, sums, threads); }
+void erosion_forward(const Erosion& op, double* sums, int threads) {
+  for_each_plane<Plane>(op, SLAB, sums, threads);
+}
 
 }  // namespace segfuse

@@ -88,4 +88,37 @@ struct DiskSumsKernels {
 };
 SEGFUSE_TABLE(DiskSumsKernels, disk_sums)
 
+struct PairwisePoint {
+  double at[3];     // plane, row, column
+  double weight;    // of the point in the mean over points
+  double least;     // smallest value over the pixels, and where it first is
+  int64_t row, column;
+  double sum;       // over the pixels: u (least / g)^-a
+  double factor;    // of the derivative
+};
+struct PairwiseGroup {
+  int64_t n, c;
+  PairwisePoint* points;
+  int64_t count;
+  double d_max, eps, exponent;
+};
+struct PairwiseHausdorffKernels {
+  int64_t (*scratch_bytes)(const PairwiseHausdorff& op);
+  // sum u and sum u p of rows [begin, end)
+  void (*mass)(const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch, double* u,
+               double* up);
+  // least, row and column; then sum, of points [begin, end) over all pixels
+  void (*least)(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch);
+  void (*sum)(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch);
+  // sum u p min_t d of rows [begin, end); pair.grad = u (min_t d nearest + the derivative of the mean over points)
+  double (*pixels)(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, double nearest,
+                   void* scratch);
+  // pair.grad += u shift
+  void (*shift)(const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, double shift,
+                void* scratch);
+  // pair.grad of the pixel that is least for a point += factor times the slope there, for all points in order
+  void (*scatter)(const PairwiseHausdorff& op, const PairwiseGroup& group);
+};
+SEGFUSE_TABLE(PairwiseHausdorffKernels, pairwise_hausdorff)
+
 }  // namespace segfuse

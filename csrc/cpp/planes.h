@@ -22,10 +22,9 @@ inline Buffer buffer(int64_t bytes) {
 }
 
 struct Slabs {
-  static constexpr int64_t ELEMENTS = 1 << 14;  // below this a second thread costs more than it brings
   int64_t rows, length, count;
-  explicit Slabs(const HardPair& pair) : rows(pair.shape[0] * pair.shape[1]) {
-    length = std::max<int64_t>(1, ELEMENTS / std::max<int64_t>(pair.shape[2], 1));
+  Slabs(const HardPair& pair, int64_t pixels) : rows(pair.shape[0] * pair.shape[1]) {
+    length = std::max<int64_t>(1, pixels / std::max<int64_t>(pair.shape[2], 1));
     count = (rows + length - 1) / length;
   }
   // body(begin, end, number) for every slab
@@ -38,8 +37,9 @@ struct Slabs {
 };
 
 // sums[n, c - first] = Plane(op).run(n, c, threads) for every group; the gradient of classes left out is 0.
+// A thread gets at least `pixels` of them.
 template <typename Plane, typename Op>
-void for_each_plane(const Op& op, double* sums, int threads) {
+void for_each_plane(const Op& op, int64_t pixels, double* sums, int threads) {
   const HardPair& pair = op.pair;
   const int64_t classes = pair.C - pair.first, planes = pair.N * classes;
   const int64_t S = pair.shape[0] * pair.shape[1] * pair.shape[2];
@@ -51,7 +51,7 @@ void for_each_plane(const Op& op, double* sums, int threads) {
       std::memset(static_cast<char*>(pair.grad) + n * pair.C * plane, 0, pair.first * plane);
   }
   const bool whole = planes >= threads;
-  const int64_t useful = planes * S / Slabs::ELEMENTS + 1;
+  const int64_t useful = planes * S / pixels + 1;
   const int workers = whole ? static_cast<int>(std::min<int64_t>(threads, useful)) : 1;
   std::vector<std::unique_ptr<Plane>> work;  // made here, where running out of memory can still be reported
   for (int i = 0; i < workers; ++i) work.emplace_back(new Plane(op, whole ? 1 : threads));

@@ -107,5 +107,16 @@ def erosion_forward(
 def disk_sums_forward(
     *, pair: HardPair, hard: int, radii: Sequence[int], alpha: float, sums: int, threads: int
 ) -> bool: ...
+def pairwise_hausdorff_forward(
+    *,
+    pair: HardPair,
+    mean: int,
+    exponent: float,
+    eps: float,
+    points: int,
+    begin: Sequence[int],
+    losses: int,
+    threads: int,
+) -> None: ...
 def huge_pages(*, data: int, bytes: int) -> None: ...
 def isa_info() -> IsaInfo: ...

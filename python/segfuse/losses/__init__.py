@@ -13,6 +13,7 @@ from .sensitivity_specificity import *
 from .t_loss import *
 from .tversky import *
 from .unified_focal import *
+from .weighted_hausdorff import *
 
 # Written out, so that type checkers see it. Tables keep this order.
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "HausdorffCVLoss",
     "HausdorffERLoss",
+    "WeightedHausdorffLoss",
     "MCCLoss",
     "ComboLoss",
     "DiceCELoss",

@@ -63,7 +63,7 @@ class HardLoss(Loss):
 
     def reduce(self, sums: Tensor, pair: HardPair) -> Tensor:
         counts = pair.counts().to(sums.device)
-        v = self._class_weights(pair, sums)
+        v = self.class_weights(pair, sums)
         if self.reduction == "none":
             return v * sums / counts.clamp(min=1)
         total = (v * sums).sum()
@@ -72,7 +72,7 @@ class HardLoss(Loss):
         divisor = (v * counts).sum()
         return total / torch.where(divisor > 0, divisor, 1)
 
-    def _class_weights(self, pair: HardPair, like: Tensor) -> Tensor:
+    def class_weights(self, pair: HardPair, like: Tensor) -> Tensor:
         """``(1, C)`` of the classes that count."""
         C = pair.p.shape[1]
         if self.class_weight is None:
@@ -93,9 +93,20 @@ class HardLoss(Loss):
         mask: Tensor | None = None,
         return_terms: bool = False,
     ) -> Any:
+        return self.evaluate_pair(input, target, weight_map, mask, return_terms)
+
+    def evaluate_pair(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        return_terms: bool,
+        **more: Any,
+    ) -> Any:
         x, g = self.check(input, target, weight_map, mask)
         background = self.include_background
         background = g.mode != "multiclass" if background is None else background
         pair = hard_pair(x, g, include_background=background)
-        value = self.reduce(self.sums(pair), pair).to(pair.p.dtype)
+        value = self.reduce(self.sums(pair, **more), pair).to(pair.p.dtype)
         return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
