@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import segfuse as sf
+from segfuse.losses._boundary import HardLoss
 
 MODES = ("binary", "multilabel", "multiclass")
 SIGMOID = MODES[:2]
@@ -44,6 +46,16 @@ class Variant:
 
     def __str__(self) -> str:
         return ",".join([self.name, *(f"{name}={value}" for name, value in self.settings.items())])
+
+    @property
+    def looks_around(self) -> bool:
+        """Its pixels look at their neighbours, so that it matters how they lie and where the image ends."""
+        return issubclass(getattr(sf, self.name), HardLoss)
+
+    @property
+    def may_vanish(self) -> bool:
+        """A few scattered errors cost nothing."""
+        return self.name == "HausdorffERLoss"
 
     @property
     def compound(self) -> bool:
@@ -86,6 +98,10 @@ VARIANTS: list[Variant] = [
         "ExponentialLogarithmicLoss", {}, {"w_dice": 0.3, "w_cross": 0.6, "gamma_dice": 0.7, "gamma_cross": 0.9}
     ),
     *_variants("UnifiedFocalLoss", {}, {"lam": 0.3, "delta": 0.7, "gamma": 0.2, "asymmetric": False}),
+    *_variants("HausdorffERLoss", {"erosions": 3}, {"alpha": 1.5, "erosions": 4, "norm": "double"}),
+    *_variants("HausdorffCVLoss", {"radii": (1, 2)}, {"alpha": 1.0, "radii": (2,)}),
+    *_variants("HausdorffCVLoss", {"radii": (1, 3), "hard": "argmax"}, modes=("multiclass",)),
+    *_variants("WeightedHausdorffLoss", {}, {"alpha": -2.5, "eps": 1e-4}, {"alpha": -math.inf}, {"form": "power_min"}),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
 ]

@@ -221,45 +221,49 @@ _LATER = {
 }
 LATER = frozenset(f"{loss}.{name}" for loss, names in _LATER.items() for name in names.split())
 
-EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every pixel is ignored
-    f"{stem}{end}": build
-    for stem, build in {
-        "bce.": _CE,
-        "balanced_ce.auto_": _BALANCED,
-        "focal.": _FOCAL,
-        "dice.": _DICE,
-        "dice.squared_": _of(sf.DiceLoss, squared=True),
-        "iou.": _IOU,
-        "tversky.": _TVERSKY,
-        "focal_tversky.": _FOCAL_TVERSKY,
-        "log_cosh_dice.": _LOG_COSH,
-        "sens_spec.ratio_": _SENS_SPEC,
-        "sens_spec.brosch_": _of(sf.SensitivitySpecificityLoss, form="brosch"),
-        "mcc.": _MCC,
-        "self_adj_dice.pixel_": _DSC,
-        "tloss.": _T,
-        "combo.": _COMBO,
-        "exp_log.": _EXP_LOG,
-        "unified_focal.asym_": _UNIFIED,
-        "hd_er.": _of(sf.HausdorffERLoss, erosions=3),
-        "hd_cv.": _of(sf.HausdorffCVLoss, radii=(1, 2)),
-    }.items()
-    for end in ("empty", "full")
-} | {
-    f"{stem}.all_ignored": build
-    for stem, build in {
-        "bce": _CE,
-        "ce": _CE,
-        "balanced_ce": _BALANCED,
-        "focal": _FOCAL,
-        "topk_ce": _TOPK,
-        "dice": _DICE,
-        "iou": _IOU,
-        "tversky": _TVERSKY,
-        "generalized_dice": _GDICE,
-        "log_cosh_dice": _LOG_COSH,
-    }.items()
-} | {"whd.empty": _WHD}
+EDGES: dict[str, Build] = (
+    {  # constant targets; without "empty" or "full" every pixel is ignored
+        f"{stem}{end}": build
+        for stem, build in {
+            "bce.": _CE,
+            "balanced_ce.auto_": _BALANCED,
+            "focal.": _FOCAL,
+            "dice.": _DICE,
+            "dice.squared_": _of(sf.DiceLoss, squared=True),
+            "iou.": _IOU,
+            "tversky.": _TVERSKY,
+            "focal_tversky.": _FOCAL_TVERSKY,
+            "log_cosh_dice.": _LOG_COSH,
+            "sens_spec.ratio_": _SENS_SPEC,
+            "sens_spec.brosch_": _of(sf.SensitivitySpecificityLoss, form="brosch"),
+            "mcc.": _MCC,
+            "self_adj_dice.pixel_": _DSC,
+            "tloss.": _T,
+            "combo.": _COMBO,
+            "exp_log.": _EXP_LOG,
+            "unified_focal.asym_": _UNIFIED,
+            "hd_er.": _of(sf.HausdorffERLoss, erosions=3),
+            "hd_cv.": _of(sf.HausdorffCVLoss, radii=(1, 2)),
+        }.items()
+        for end in ("empty", "full")
+    }
+    | {
+        f"{stem}.all_ignored": build
+        for stem, build in {
+            "bce": _CE,
+            "ce": _CE,
+            "balanced_ce": _BALANCED,
+            "focal": _FOCAL,
+            "topk_ce": _TOPK,
+            "dice": _DICE,
+            "iou": _IOU,
+            "tversky": _TVERSKY,
+            "generalized_dice": _GDICE,
+            "log_cosh_dice": _LOG_COSH,
+        }.items()
+    }
+    | {"whd.empty": _WHD}
+)
 
 _EDGES_LATER = {
     "distance_ce": "empty full",

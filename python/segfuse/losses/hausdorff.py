@@ -19,8 +19,8 @@ __all__ = ["HausdorffCVLoss", "HausdorffERLoss"]
 class HausdorffCVLoss(HardLoss):
     """Errors count more, the larger the balls around them that hold more of one region than of the other.
 
-    The mean over pixels of ``(p - y)^2 (w_f p + w_e y)``, where w_f and w_e add ``r^alpha`` times what balls of radius r
-    around the pixel hold above one half: of background of the target and of predicted object for w_f (false
+    The mean over pixels of ``(p - y)^2 (w_f p + w_e y)``, where w_f and w_e add ``r^alpha`` times what balls of radius
+    r around the pixel hold above one half: of background of the target and of predicted object for w_f (false
     positives), of object of the target and of predicted background for w_e (false negatives). Both are constants for
     the gradient.
 

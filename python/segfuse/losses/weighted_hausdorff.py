@@ -71,7 +71,11 @@ class WeightedHausdorffLoss(HardLoss):
         mask: Tensor | None = None,
         return_terms: bool = False,
     ) -> Any:
-        points = None
-        if isinstance(target, list | tuple):
-            points, target = target, torch.zeros(input.shape, dtype=torch.uint8, device=input.device)
-        return self.evaluate_pair(input, target, weight_map, mask, return_terms, points=points)
+        points = None if isinstance(target, Tensor) else target
+        if points is not None and (self.mode == "multiclass" or (self.mode == "auto" and input.shape[1] > 1)):
+            raise ValueError(
+                f"points belong to one channel; got input {tuple(input.shape)}. "
+                "Try: mode='multilabel' with points for every channel of every image, or a target of class numbers"
+            )
+        mask_of_points = target if isinstance(target, Tensor) else torch.zeros_like(input, dtype=torch.uint8)
+        return self.evaluate_pair(input, mask_of_points, weight_map, mask, return_terms, points=points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,8 +139,8 @@ def groups_first(grad: Tensor, pair: HardPair) -> Tensor:
     return grad.to(pair.p.dtype).reshape(*grad.shape, *[1] * (pair.p.ndim - 2))
 
 
-class HardPairFunction(torch.autograd.Function):
-    """A number per group whose derivative by p the forward pass has written already; see :func:`apply`."""
+class _ByGroup(torch.autograd.Function):
+    """A number per group whose derivative by p the forward pass has written already; see :func:`by_group`."""
 
     @staticmethod
     def forward(
@@ -159,3 +160,12 @@ class HardPairFunction(torch.autograd.Function):
             value = ctx.reference(replace(ctx.pair, p=p))
             return torch.autograd.grad(value, p, grads[0], create_graph=True)[0], None, None, None
         return grad * groups_first(grads[0], ctx.pair), None, None, None
+
+
+def by_group(pair: HardPair, kernel: Callable[..., Any], reference: Callable[..., Tensor], **settings: Any) -> Tensor:
+    """A number per group ``(N, C)``, differentiable by ``pair.p``.
+
+    ``kernel(pair, with_gradient, **settings)`` returns it with its derivative by p; ``reference(pair, **settings)`` can
+    be differentiated again and is used under ``create_graph=True``.
+    """
+    return _ByGroup.apply(pair.p, pair, partial(kernel, **settings), partial(reference, **settings))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import isfinite
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..backends import pick
-from ._hard_pair import HardPair, HardPairFunction
+from ._hard_pair import HardPair, by_group
 
 MAX_RADII = 64  # as in csrc/segfuse.h
 MAX_BALL = 2**21 - 1  # pixels, as in csrc/segfuse.h
@@ -60,6 +58,6 @@ def disk_sums(
     from ..backends.reference import disk_sums as reference
 
     predicted = pair.p.detach().argmax(1, keepdim=True).to(torch.int16) if hard == "argmax" else None
-    module: ModuleType = pick("disk_sums", pair.p)
-    settings = {"radii": tuple(radii), "alpha": float(alpha), "hard": predicted}
-    return HardPairFunction.apply(pair.p, pair, partial(module.forward, **settings), partial(reference.sums, **settings))
+    return by_group(
+        pair, pick("disk_sums", pair.p).forward, reference.sums, radii=tuple(radii), alpha=float(alpha), hard=predicted
+    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import isfinite
-from types import ModuleType
 
 from torch import Tensor
 
 from ..backends import pick
-from ._hard_pair import HardPair, HardPairFunction
+from ._hard_pair import HardPair, by_group
 
 NORMS = ("minmax", "double", "none")  # in the order of enum ErosionNorm in csrc/segfuse.h
 MAX_STEPS = 1000
@@ -47,6 +45,4 @@ def erosion(pair: HardPair, *, steps: int = 10, alpha: float = 2.0, norm: str = 
     check(steps, alpha, norm)
     from ..backends.reference import erosion as reference
 
-    module: ModuleType = pick("erosion", pair.p)
-    settings = {"steps": steps, "alpha": float(alpha), "norm": norm}
-    return HardPairFunction.apply(pair.p, pair, partial(module.forward, **settings), partial(reference.sums, **settings))
+    return by_group(pair, pick("erosion", pair.p).forward, reference.sums, steps=steps, alpha=float(alpha), norm=norm)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from math import inf, isnan
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..backends import pick
-from ._hard_pair import HardPair, HardPairFunction
+from ._hard_pair import HardPair, by_group
 
 FORMS = ("generalized_mean", "power_min")
 
@@ -55,10 +53,11 @@ def pairwise_hausdorff(
 ) -> Tensor:
     """The weighted Hausdorff distance of every group, ``(N, C)`` float64, differentiable by ``pair.p``.
 
-    ``sum_x u p_x min_t d(x, t) / (sum_x u p_x + eps) + mean_t M_t``, ``d`` the Euclidean distance in pixels, ``d_max`` the
-    diagonal. ``M_t`` is the generalized mean of exponent alpha over the pixels x, weighted by u, of
+    ``sum_x u p_x min_t d(x, t) / (sum_x u p_x + eps) + mean_t M_t``, ``d`` the Euclidean distance in pixels and
+    ``d_max`` the diagonal. ``M_t`` is the generalized mean of exponent alpha over the pixels x, weighted by u, of
     ``p_x d(x, t) + (1 - p_x) d_max + eps``; for ``form="power_min"`` it is the minimum of
-    ``(d + eps) / (p_x^4 + eps / d_max)``, at most d_max. A minimum passes its gradient to the first pixel that attains it.
+    ``(d + eps) / (p_x^4 + eps / d_max)``, at most d_max. A minimum passes its gradient to the first pixel that
+    attains it.
 
     Args:
         pair: probabilities and target, from :func:`~segfuse.ops._hard_pair.hard_pair`.
@@ -79,8 +78,12 @@ def pairwise_hausdorff(
         points = check_points(points, (*pair.groups, *pair.p.shape[2:]))
     from ..backends.reference import pairwise_hausdorff as reference
 
-    module: ModuleType = pick("pairwise_hausdorff", pair.p)
-    settings = {"alpha": float(alpha), "eps": float(eps), "form": form, "points": points}
-    return HardPairFunction.apply(
-        pair.p, pair, partial(module.forward, **settings), partial(reference.losses, **settings)
+    return by_group(
+        pair,
+        pick("pairwise_hausdorff", pair.p).forward,
+        reference.losses,
+        alpha=float(alpha),
+        eps=float(eps),
+        form=form,
+        points=points,
     )

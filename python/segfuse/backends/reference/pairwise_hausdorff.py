@@ -36,7 +36,9 @@ def losses(pair: HardPair, *, alpha: float, eps: float, form: str, points: tuple
             continue
         q, x, weight = q[weight > 0], pixels[weight > 0], weight[weight > 0]
         d = (x[:, None] - t[None]).square().sum(2).sqrt()  # (S, T)
-        mean = _generalized_mean(q, d, weight, d_max, alpha, eps) if form != "power_min" else _power_min(q, d, d_max, eps)
+        mean = (
+            _generalized_mean(q, d, weight, d_max, alpha, eps) if form != "power_min" else _power_min(q, d, d_max, eps)
+        )
         mass = (weight * q).sum(dtype=torch.float64) + eps
         near = (weight * q * d.amin(1)).sum(dtype=torch.float64) / mass
         found.append(near + (share * mean).sum(dtype=torch.float64) / share.sum(dtype=torch.float64))
