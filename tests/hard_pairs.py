@@ -18,7 +18,7 @@ from segfuse.ops._hard_pair import HardPair, hard_pair
 HARD = [
     name
     for name, case in CASES.items()
-    if case.target != "soft" and not case.one_vs_rest and 1 <= len(case.shape) - 2 <= 3
+    if case.target != "soft" and not case.one_vs_rest and 1 <= len(case.shape) - 2 <= 3 and "many_tiles" not in name
 ]
 Op = Callable[[HardPair], Tensor]
 
@@ -65,7 +65,8 @@ def same_for_any_threads(op: Op, pair: HardPair) -> None:
 
 
 def blobs(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits and 0/1 labels (N, 1, *spatial): a ball, and a ball that misses it."""
+    """Logits and 0/1 labels (N, 1, *spatial): a ball, and a ball that misses it. No probability is 0 or 1: where all
+    errors are the same, the rounding of a mean decides whether it is above 1/2."""
     random = torch.Generator().manual_seed(seed)
     sides = torch.tensor(shape[2:]).float()
     grid = torch.stack(torch.meshgrid(*[torch.arange(float(s)) for s in shape[2:]], indexing="ij"), -1)
@@ -75,7 +76,7 @@ def blobs(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
         radius = 0.3 * float(sides.min())
         y[n, 0] = ((grid - centre).norm(dim=-1) < radius).long()
         x[n, 0] = 2 * (radius - (grid - centre - 0.6 * radius * torch.randn(len(sides), generator=random)).norm(dim=-1))
-    return x + torch.randn(shape, generator=random), y
+    return x.clamp(-3, 3) + 0.5 * torch.randn(shape, generator=random), y
 
 
 def blob_pair(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, **call: Any) -> HardPair:

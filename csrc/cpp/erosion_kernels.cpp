@@ -110,9 +110,9 @@ template <typename T>
 void erode(const Erosion& op, int64_t begin, int64_t end, const ErosionField& in, const void* edge, const void* u_field,
            const ErosionField& out, ErosionPartial& partial) {
   const int64_t X = op.pair.shape[2];
-  const int points = 2 * op.pair.dims + 1;
-  const T shift = static_cast<T>(points * in.low), scale = static_cast<T>(in.scale / points);
   const bool volume = op.pair.dims == 3;
+  const int added = volume ? 7 : 5, points = 2 * op.pair.dims + 1;  // the rows beside a line add edges
+  const T shift = static_cast<T>(added * in.low), scale = static_cast<T>(in.scale / points);
   for (int64_t r = begin; r < end; ++r) {
     const Cross<T> cross(op, in, edge, r);
     out.live[r] = 0;

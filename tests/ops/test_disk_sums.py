@@ -42,16 +42,18 @@ def test_radii(shape, radii):
 
 
 def test_by_hand():
-    """One pixel, wrong: the ball of radius 1 holds 1/5 of it, and 1/5 of the image."""
+    """An image of one pixel, then of nine, all wrong: radius 1 holds five, and fewer inside the image at its rim."""
     pair = replace(
         blob_pair((1, 1, 1, 1), torch.float64),
-        p=torch.full((1, 1, 1, 1), 0.9).double(),
+        p=torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64),
         code=torch.zeros((1, 1, 1, 1), dtype=torch.int16),
     )
     assert disk_sums(pair, radii=(1,)) == 0
-    wide = replace(pair, p=torch.full((1, 1, 3, 3), 0.9).double(), code=torch.zeros((1, 1, 3, 3), dtype=torch.int16))
+    wide = replace(
+        pair, p=torch.full((1, 1, 3, 3), 0.9, dtype=torch.float64), code=torch.zeros((1, 1, 3, 3), dtype=torch.int16)
+    )
     # w_f = 2 f(5/5) = 1 in the centre, 2 f(4/5) = 0.6 at an edge, 2 f(3/5) = 0.2 in a corner
-    close(disk_sums(wide, radii=(1,)), torch.tensor([[0.9**3 * (1 + 4 * 0.6 + 4 * 0.2)]]), 1e-14)
+    close(disk_sums(wide, radii=(1,)), 0.9**3 * (1 + 4 * 0.6 + 4 * 0.2) * torch.ones(1, 1).double(), 1e-14)
 
 
 def test_gradcheck_of_its_reference():

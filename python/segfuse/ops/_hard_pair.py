@@ -75,6 +75,7 @@ def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> Ha
     if ignored is not None:
         z = torch.where(ignored, 0, z)
     p = torch.softmax(z, 1) if g.activation == "softmax" else torch.sigmoid(z) if g.activation == "sigmoid" else z
+    p = p.contiguous()  # where() may have taken the strides of the mask
     weight = x.weight
     if weight is not None:
         if bool((weight < 0).any()):
