@@ -59,7 +59,7 @@ class Plane {
   void normalise(const ErosionPartial& found, ErosionField& out) {
     const bool stretch = op_.norm == MINMAX && found.high > found.low;
     out.low = stretch ? found.low : 0;
-    out.high = found.high;
+    out.high = stretch ? found.high : 0;
     out.scale = stretch ? 1 / (found.high - found.low) : op_.norm == DOUBLE ? 2 : 1;
     if (out.low != 0) k_.surround(op_, out, edge_);
   }
@@ -74,7 +74,7 @@ class Plane {
         k_.back(op_, begin, end, here, zero_, u_, std::pow(step, op_.alpha), e, *next, partial);
       });
       next->scale = e.scale;
-      if (op_.norm == MINMAX && e.high > e.low && found.at_high > 0) {
+      if (e.high > e.low && found.at_high > 0) {
         const double to_high = -found.sum / found.at_high;
         const double to_low = e.low > 0 ? (found.sum - found.other) / found.at_low : 0;
         if (to_high != 0 || to_low != 0)
