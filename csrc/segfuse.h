@@ -168,6 +168,67 @@ struct DistanceTransform {
 
 // Returns the number of instance numbers that do not fit 32 bits; the output then means nothing. Otherwise 0.
 int64_t distance_transform_edt(const DistanceTransform& op, int threads);
+// Probabilities against a hard target, in planes of one (sample, class) each.
+struct HardPair {
+  int64_t N, C, first;  // classes before `first` are left out; their gradient is 0
+  int dims;             // spatial axes, 1 to 3
+  int64_t shape[3];     // planes, rows, columns; missing axes come first and are 1
+  DType dtype;          // F32 or F64: of p, weight and grad
+  bool index;           // code (N, 1, *) holds class numbers; otherwise (N, C, *) holds 0 and 1
+  bool plain;           // no pixel is ignored, no weight is given
+  bool weight_per_class;
+  const void* p;        // (N, C, *)
+  const int16_t* code;  // -1: ignored
+  const void* weight;   // (N, 1 or C, *) or nullptr
+  void* grad;           // (N, C, *): derivative of the plane's sum by p, or nullptr
+};
+
+enum ErosionNorm : int { MINMAX, DOUBLE, NONE };
+
+struct Erosion {
+  HardPair pair;
+  int steps;
+  double alpha;
+  ErosionNorm norm;
+};
+
+// sums [N, C - first]: sum u sum_k k^alpha b_k over the erosions b_k of m (p - y)^2. Writes pair.grad as well.
+void erosion_forward(const Erosion& op, double* sums, int threads);
+
+constexpr int MAX_RADII = 64;
+
+struct DiskSums {
+  HardPair pair;
+  const int16_t* hard;  // (N, 1, *) predicted class numbers; nullptr: p > 1/2 of every channel
+  int n_radii;
+  int radius[MAX_RADII];     // in pixels, >= 1
+  double factor[MAX_RADII];  // of that radius
+};
+
+// Most pixels that a ball may have: three counts of them share 64 bits.
+constexpr int64_t MAX_BALL = (1 << 21) - 1;
+
+// sums [N, C - first]: sum u (w_f (p - y)^2 p + w_e (p - y)^2 y) with the weights of disk_sums_kernels.cpp. Writes
+// pair.grad as well. Returns false, and does nothing, where a ball has more than MAX_BALL pixels.
+bool disk_sums_forward(const DiskSums& op, double* sums, int threads);
+
+enum PairwiseMean : int {
+  HARMONIC,    // the generalized mean of exponent -1
+  POWER_MEAN,  // of any exponent below 0
+  LEAST,       // of exponent -inf
+  POWER_MIN    // of d / p^4, clipped
+};
+
+struct PairwiseHausdorff {
+  HardPair pair;
+  PairwiseMean mean;
+  double exponent, eps;
+  const double* points;  // (all, dims) coordinates; nullptr: the pixels of y
+  const int64_t* begin;  // [groups + 1] first point of every group
+};
+
+// losses [N, C - first]: the weighted Hausdorff distance of every group. Writes pair.grad as well.
+void pairwise_hausdorff_forward(const PairwiseHausdorff& op, double* losses, int threads);
 
 const char* isa_used();
 const char* isa_found();  // space separated

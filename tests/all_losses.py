@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ POSITIONAL = {  # these need spatial axes, three at most, and hard targets
     "ShapeAwareLoss",
     "DistanceMapCrossEntropyLoss",
     "UNetWeightedCrossEntropyLoss",
+    "HausdorffCVLoss",
+    "HausdorffERLoss",
+    "WeightedHausdorffLoss",
 }
 
 
@@ -64,6 +68,11 @@ class Variant:
     def weighable(self) -> bool:
         """A weight map has a meaning for it."""
         return self.name != "LovaszLoss"
+
+    @property
+    def may_vanish(self) -> bool:
+        """A few scattered errors cost nothing."""
+        return self.name == "HausdorffERLoss"
 
     @property
     def compound(self) -> bool:
@@ -119,6 +128,10 @@ VARIANTS: list[Variant] = [
         {},
         {"w0": 3.0, "sigma": 2.0, "only_background": False, "spacing": 0.5},
     ),
+    *_variants("HausdorffERLoss", {"erosions": 3}, {"alpha": 1.5, "erosions": 4, "norm": "double"}),
+    *_variants("HausdorffCVLoss", {"radii": (1, 2)}, {"alpha": 1.0, "radii": (2,)}),
+    *_variants("HausdorffCVLoss", {"radii": (1, 3), "hard": "argmax"}, modes=("multiclass",)),
+    *_variants("WeightedHausdorffLoss", {}, {"alpha": -2.5, "eps": 1e-4}, {"alpha": -math.inf}, {"form": "power_min"}),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
 ]

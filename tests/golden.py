@@ -133,6 +133,8 @@ _HD_DT, _BOUNDARY, _SHAPE, _DISTANCE_CE, _UNET, _BLOB = map(
     ),
 )
 
+_ER, _CV, _WHD = map(_of, (sf.HausdorffERLoss, sf.HausdorffCVLoss, sf.WeightedHausdorffLoss))
+
 TABLE: dict[str, Build] = {
     "bce.mean": _CE,
     "bce.sum": _CE,
@@ -232,70 +234,78 @@ TABLE: dict[str, Build] = {
     "boundary.symmetric": _BOUNDARY,
     "blob.exclude": _BLOB,
     "blob.zero_logit": _BLOB,
+    "hd_er.minmax": _ER,
+    "hd_er.double": _ER,
+    "hd_er.multiclass": _ER,
+    "hd_cv.default": _CV,
+    "hd_cv.multiclass": _CV,
+    "whd.default": _WHD,
+    "whd.alpha9": _WHD,
+    "whd.v1": _WHD,
 }
 
 # Losses of later releases. The list only ever gets shorter.
 _LATER = {
-    "hd_er": "minmax double multiclass",
-    "hd_cv": "default multiclass",
-    "whd": "default alpha9 v1",
     "cmssl": "default detached window5 multiclass",
     "ssim": "valid5",
 }
 LATER = frozenset(f"{loss}.{name}" for loss, names in _LATER.items() for name in names.split())
 
-EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every pixel is ignored
-    f"{stem}{end}": build
-    for stem, build in {
-        "bce.": _CE,
-        "balanced_ce.auto_": _BALANCED,
-        "focal.": _FOCAL,
-        "dice.": _DICE,
-        "dice.squared_": _of(sf.DiceLoss, squared=True),
-        "iou.": _IOU,
-        "tversky.": _TVERSKY,
-        "focal_tversky.": _FOCAL_TVERSKY,
-        "log_cosh_dice.": _LOG_COSH,
-        "sens_spec.ratio_": _SENS_SPEC,
-        "sens_spec.brosch_": _of(sf.SensitivitySpecificityLoss, form="brosch"),
-        "lovasz_hinge.": _LOVASZ,
-        "mcc.": _MCC,
-        "self_adj_dice.pixel_": _DSC,
-        "tloss.": _T,
-        "combo.": _COMBO,
-        "exp_log.": _EXP_LOG,
-        "unified_focal.asym_": _UNIFIED,
-        "distance_ce.": _DISTANCE_CE,
-        "hd_dt.": _HD_DT,
-        "shape_aware.": _SHAPE,
-        "boundary.": _BOUNDARY,
-        "blob.": _BLOB,
-    }.items()
-    for end in ("empty", "full")
-} | {
-    f"{stem}.all_ignored": build
-    for stem, build in {
-        "bce": _CE,
-        "ce": _CE,
-        "balanced_ce": _BALANCED,
-        "focal": _FOCAL,
-        "topk_ce": _TOPK,
-        "dice": _DICE,
-        "iou": _IOU,
-        "tversky": _TVERSKY,
-        "generalized_dice": _GDICE,
-        "log_cosh_dice": _LOG_COSH,
-        "hausdorff_dt": _HD_DT,
-        "boundary": _BOUNDARY,
-        "lovasz_hinge": _LOVASZ,
-        "lovasz_softmax": _LOVASZ,
-    }.items()
-}
+EDGES: dict[str, Build] = (
+    {"whd.empty": _WHD}
+    | {  # constant targets; without "empty" or "full" every pixel is ignored
+        f"{stem}{end}": build
+        for stem, build in {
+            "bce.": _CE,
+            "balanced_ce.auto_": _BALANCED,
+            "focal.": _FOCAL,
+            "dice.": _DICE,
+            "dice.squared_": _of(sf.DiceLoss, squared=True),
+            "iou.": _IOU,
+            "tversky.": _TVERSKY,
+            "focal_tversky.": _FOCAL_TVERSKY,
+            "log_cosh_dice.": _LOG_COSH,
+            "sens_spec.ratio_": _SENS_SPEC,
+            "sens_spec.brosch_": _of(sf.SensitivitySpecificityLoss, form="brosch"),
+            "lovasz_hinge.": _LOVASZ,
+            "mcc.": _MCC,
+            "self_adj_dice.pixel_": _DSC,
+            "tloss.": _T,
+            "combo.": _COMBO,
+            "exp_log.": _EXP_LOG,
+            "unified_focal.asym_": _UNIFIED,
+            "distance_ce.": _DISTANCE_CE,
+            "hd_dt.": _HD_DT,
+            "shape_aware.": _SHAPE,
+            "boundary.": _BOUNDARY,
+            "blob.": _BLOB,
+            "hd_er.": _of(sf.HausdorffERLoss, erosions=3),
+            "hd_cv.": _of(sf.HausdorffCVLoss, radii=(1, 2)),
+        }.items()
+        for end in ("empty", "full")
+    }
+    | {
+        f"{stem}.all_ignored": build
+        for stem, build in {
+            "bce": _CE,
+            "ce": _CE,
+            "balanced_ce": _BALANCED,
+            "focal": _FOCAL,
+            "topk_ce": _TOPK,
+            "dice": _DICE,
+            "iou": _IOU,
+            "tversky": _TVERSKY,
+            "generalized_dice": _GDICE,
+            "log_cosh_dice": _LOG_COSH,
+            "hausdorff_dt": _HD_DT,
+            "boundary": _BOUNDARY,
+            "lovasz_hinge": _LOVASZ,
+            "lovasz_softmax": _LOVASZ,
+        }.items()
+    }
+)
 
 _EDGES_LATER = {
-    "hd_er": "empty full",
-    "hd_cv": "empty full",
-    "whd": "empty",
     "cmssl": "empty full all_ignored",
 }
 EDGES_LATER = frozenset(f"{loss}.{name}" for loss, names in _EDGES_LATER.items() for name in names.split())

@@ -13,50 +13,29 @@ import segfuse
 from segfuse.ops import distance_transform_edt, pixel_stats
 
 ROOT = Path(__file__).parent.parent
-OPS = {  # every file that the op must have
-    "pixel_stats": [
-        "csrc/cpp/{}.cpp",
-        "python/segfuse/ops/{}.py",
-        "python/segfuse/backends/cpp/{}.py",
-        "python/segfuse/backends/reference/{}.py",
-        "tests/ops/test_{}.py",
-        "benchmarks/ops/bench_{}.py",
-    ],
-    "distance_transform_edt": [
-        "csrc/cpp/{}.cpp",
-        "csrc/cpp/{}_kernels.cpp",
-        "python/segfuse/ops/{}.py",
-        "python/segfuse/backends/cpp/{}.py",
-        "python/segfuse/backends/reference/{}.py",
-        "tests/ops/test_{}.py",
-        "benchmarks/ops/bench_{}.py",
-    ],
-    "top_k": [
-        "csrc/cpp/{}.cpp",
-        "python/segfuse/ops/{}.py",
-        "python/segfuse/backends/cpp/{}.py",
-        "python/segfuse/backends/reference/{}.py",
-        "tests/ops/test_{}.py",
-    ],
-    "lovasz_extension": [
-        "csrc/cpp/{}.cpp",
-        "csrc/cpp/{}_kernels.cpp",
-        "python/segfuse/ops/{}.py",
-        "python/segfuse/backends/cpp/{}.py",
-        "python/segfuse/backends/reference/{}.py",
-        "tests/ops/test_{}.py",
-        "benchmarks/ops/bench_{}.py",
-    ],
-    "formula": [
-        "csrc/cpp/{}.cpp",
-        "python/segfuse/ops/{}.py",
-        "python/segfuse/backends/cpp/{}.py",
-        "python/segfuse/backends/reference/{}.py",
-        "tests/ops/test_{}.py",
-    ],
+FILES = (  # that every op has
+    "csrc/cpp/{}.cpp",
+    "python/segfuse/ops/{}.py",
+    "python/segfuse/backends/cpp/{}.py",
+    "python/segfuse/backends/reference/{}.py",
+    "tests/ops/test_{}.py",
+)
+KERNELS, BENCHMARK = "csrc/cpp/{}_kernels.cpp", "benchmarks/ops/bench_{}.py"
+OPS = {  # and the others
+    "pixel_stats": [KERNELS, BENCHMARK],
+    "formula": [],
+    "distance_transform_edt": [KERNELS, BENCHMARK],
+    "erosion": [KERNELS, BENCHMARK],
+    "disk_sums": [KERNELS, BENCHMARK],
+    "pairwise_hausdorff": [KERNELS, BENCHMARK],
+    "lovasz_extension": [KERNELS, BENCHMARK],
+    "top_k": [],
 }
 FUNCTIONS = {  # native functions, where they are not op_forward and op_backward
     "distance_transform_edt": ("distance_transform_edt",),
+    "erosion": ("erosion_forward",),  # the forward pass of these writes the gradient
+    "disk_sums": ("disk_sums_forward",),
+    "pairwise_hausdorff": ("pairwise_hausdorff_forward",),
     "top_k": ("top_k_forward",),  # its backward is that of pixel_stats
 }
 
@@ -69,7 +48,7 @@ def text(path: str) -> str:
 
 @pytest.mark.parametrize("op", OPS)
 def test_one_op_one_name(op):
-    missing = [path for path in (p.format(op) for p in OPS[op]) if not (ROOT / path).is_file()]
+    missing = [path for path in (p.format(op) for p in (*FILES, *OPS[op])) if not (ROOT / path).is_file()]
     assert not missing
     for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp", "python/segfuse/_cpp.pyi"):
         for name in FUNCTIONS.get(op, (f"{op}_forward", f"{op}_backward")):
@@ -77,7 +56,7 @@ def test_one_op_one_name(op):
 
 
 def test_every_op_is_known_here():
-    modules = {path.stem for path in (ROOT / "python/segfuse/ops").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "python/segfuse/ops").glob("[!_]*.py")}
     assert modules == set(OPS) == set(segfuse.backends.OPS)
 
 
@@ -116,7 +95,7 @@ def test_losses_never_see_a_pointer_and_ops_never_see_a_loss():
 def test_every_loss_lives_in_the_file_of_its_noun():
     for name in segfuse.losses.__all__:
         module = getattr(segfuse.losses, name).__module__.removeprefix("segfuse.losses.")
-        if module != "_base":
+        if not module.startswith("_"):
             assert (ROOT / f"tests/losses/test_{module}.py").is_file(), name
 
 

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 
@@ -111,6 +112,27 @@ struct Code {
 template <typename T>
 T* pointer(uintptr_t p) {
   return reinterpret_cast<T*>(p);
+}
+
+HardPair hard_pair(const std::vector<int64_t>& shape, int64_t first, int dtype, bool index, bool plain,
+                   bool weight_per_class, uintptr_t p, uintptr_t code, uintptr_t weight, uintptr_t grad) {
+  if (shape.size() < 3 || shape.size() > 5) throw std::length_error("a pair has 1 to 3 spatial axes");
+  const int dims = static_cast<int>(shape.size()) - 2;
+  HardPair pair{shape[0],
+                shape[1],
+                first,
+                dims,
+                {1, 1, 1},
+                static_cast<DType>(dtype),
+                index,
+                plain,
+                weight_per_class,
+                pointer<void>(p),
+                pointer<int16_t>(code),
+                pointer<void>(weight),
+                pointer<void>(grad)};
+  for (int d = 0; d < dims; ++d) pair.shape[3 - dims + d] = shape[2 + d];
+  return pair;
 }
 
 }  // namespace
@@ -274,6 +296,42 @@ PYBIND11_MODULE(_cpp, m) {
       py::kw_only(), "input"_a, "dtype"_a, "leading_shape"_a, "leading_strides"_a, "shape"_a, "strides"_a, "spacing"_a,
       "mode"_a, "classes"_a, "threshold"_a, "squared"_a, "output"_a, "output_double"_a, "second"_a, "indices"_a,
       "axes"_a, "threads"_a);
+
+  py::class_<HardPair>(m, "HardPair")
+      .def(py::init(&hard_pair), py::kw_only(), "shape"_a, "first"_a, "dtype"_a, "index"_a, "plain"_a,
+           "weight_per_class"_a, "p"_a, "code"_a, "weight"_a, "grad"_a);
+  m.def(
+      "erosion_forward",
+      [](const HardPair& pair, int steps, double alpha, int norm, uintptr_t sums, int threads) {
+        py::gil_scoped_release release;
+        erosion_forward({pair, steps, alpha, static_cast<ErosionNorm>(norm)}, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "pair"_a, "steps"_a, "alpha"_a, "norm"_a, "sums"_a, "threads"_a);
+
+  m.def(
+      "disk_sums_forward",
+      [](const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha, uintptr_t sums,
+         int threads) {
+        if (radii.size() > MAX_RADII) throw std::length_error("more than 64 radii");
+        DiskSums op{pair, pointer<int16_t>(hard), static_cast<int>(radii.size()), {}, {}};
+        for (size_t i = 0; i < radii.size(); ++i) op.radius[i] = radii[i], op.factor[i] = std::pow(radii[i], alpha);
+        py::gil_scoped_release release;
+        return disk_sums_forward(op, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "pair"_a, "hard"_a, "radii"_a, "alpha"_a, "sums"_a, "threads"_a);
+
+  m.def(
+      "pairwise_hausdorff_forward",
+      [](const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+         const std::vector<int64_t>& begin, uintptr_t losses, int threads) {
+        if (points != 0 && static_cast<int64_t>(begin.size()) != pair.N * (pair.C - pair.first) + 1)
+          throw std::length_error("points need one range per group");
+        py::gil_scoped_release release;
+        pairwise_hausdorff_forward(
+            {pair, static_cast<PairwiseMean>(mean), exponent, eps, pointer<double>(points), begin.data()},
+            pointer<double>(losses), threads);
+      },
+      py::kw_only(), "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "losses"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

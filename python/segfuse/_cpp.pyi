@@ -137,5 +137,37 @@ def distance_transform_edt(
     axes: int,
     threads: int,
 ) -> int: ...
+
+class HardPair:
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        first: int,
+        dtype: int,
+        index: bool,
+        plain: bool,
+        weight_per_class: bool,
+        p: int,
+        code: int,
+        weight: int,
+        grad: int,
+    ) -> None: ...
+
+def erosion_forward(*, pair: HardPair, steps: int, alpha: float, norm: int, sums: int, threads: int) -> None: ...
+def disk_sums_forward(
+    *, pair: HardPair, hard: int, radii: Sequence[int], alpha: float, sums: int, threads: int
+) -> bool: ...
+def pairwise_hausdorff_forward(
+    *,
+    pair: HardPair,
+    mean: int,
+    exponent: float,
+    eps: float,
+    points: int,
+    begin: Sequence[int],
+    losses: int,
+    threads: int,
+) -> None: ...
 def huge_pages(*, data: int, bytes: int) -> None: ...
 def isa_info() -> IsaInfo: ...

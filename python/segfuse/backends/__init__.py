@@ -14,7 +14,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-OPS = ("pixel_stats", "formula", "distance_transform_edt", "lovasz_extension", "top_k")
+OPS = (
+    "pixel_stats",
+    "formula",
+    "distance_transform_edt",
+    "erosion",
+    "disk_sums",
+    "pairwise_hausdorff",
+    "lovasz_extension",
+    "top_k",
+)
 NAMES = ("cuda", "cpp", "numba", "reference")
 _ENVIRONMENT = os.environ.get("SEGFUSE_BACKEND") or None  # read once, at import
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_backend", default=None)

@@ -18,6 +18,7 @@ from .shape_aware import *
 from .t_loss import *
 from .tversky import *
 from .unified_focal import *
+from .weighted_hausdorff import *
 
 # Written out, so that type checkers see it. Tables keep this order.
 __all__ = [
@@ -37,6 +38,9 @@ __all__ = [
     "TverskyLoss",
     "SensitivitySpecificityLoss",
     "LovaszLoss",
+    "HausdorffCVLoss",
+    "HausdorffERLoss",
+    "WeightedHausdorffLoss",
     "MCCLoss",
     "BlobLoss",
     "BoundaryLoss",

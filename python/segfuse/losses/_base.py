@@ -24,18 +24,25 @@ from ..ops.pixel_stats import Geometry, Mode, Tensors
 Reduction = Literal["mean", "sum", "none"]
 
 
-class UnweightedOptions(TypedDict, total=False):
-    """Options of every loss but ``class_weight``: for a loss that writes that one out. Likewise below."""
-
+class _Common(TypedDict, total=False):
     mode: Mode
     from_logits: bool
     reduction: Reduction
     ignore_index: int
-    include_background: bool
+
+
+class UnweightedOptions(_Common, total=False):
+    """Options of every loss but ``class_weight``: for a loss that writes that one out. Likewise below."""
+
+    include_background: bool | None
 
 
 class _Weight(TypedDict, total=False):
     class_weight: Sequence[float] | Tensor | None
+
+
+class UnbackedOptions(_Common, _Weight, total=False):
+    """Options of every loss but ``include_background``."""
 
 
 class _Smooth(TypedDict, total=False):
@@ -108,6 +115,11 @@ def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
     return values
 
 
+def refuse_map(loss: Loss, distance_map: Any) -> None:
+    if distance_map is not None:
+        raise TypeError(f"{type(loss).__name__} takes no distance_map. Try: without it")
+
+
 def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.strip("_").removesuffix("Loss")).lower()
 
@@ -122,7 +134,8 @@ class Loss(nn.Module):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: target value whose pixels neither count nor get a gradient, even where the logit is NaN.
         class_weight: one weight >= 0 per class, always of length C.
-        include_background: ``False`` leaves out class 0 (after the softmax) when there is more than one channel.
+        include_background: ``False`` leaves out class 0 (after the softmax) when there is more than one channel;
+            ``None`` does so in multiclass mode, and there alone.
     """
 
     class_weight_words: tuple[str, ...] = ()  # what class_weight may be besides numbers
@@ -145,7 +158,7 @@ class Loss(nn.Module):
         reduction: Reduction = "mean",
         ignore_index: int = -100,
         class_weight: Sequence[float] | Tensor | str | None = None,
-        include_background: bool = True,
+        include_background: bool | None = True,
     ) -> None:
         super().__init__()
         self._formulas: dict[Any, Formula] = {}
@@ -159,7 +172,7 @@ class Loss(nn.Module):
             )
         self.ignore_index = ignore_index
         self.class_weight = weights_tuple("class_weight", class_weight, self.class_weight_words)
-        self.include_background: bool | None = bool(include_background)
+        self.include_background = include_background if include_background is None else bool(include_background)
 
     # ---------------------------------------------------------------- to be written by a loss
 
@@ -238,8 +251,8 @@ class Loss(nn.Module):
         mask: Tensor | None,
         distance_map: Tensor | None = None,
     ) -> tuple[Tensors, Geometry]:
-        if distance_map is not None and self.measurer is None:
-            raise TypeError(f"{type(self).__name__} measures no distances and takes no distance_map. Try: without it")
+        if self.measurer is None:
+            refuse_map(self, distance_map)
         return op.check(
             input,
             target,
@@ -367,7 +380,8 @@ class Loss(nn.Module):
         return self.leaves_out_background(s.geometry)
 
     def leaves_out_background(self, g: Geometry) -> bool:
-        return not self.include_background and g.shape[1] > 1
+        include = not g.exclusive if self.include_background is None else self.include_background
+        return not include and g.shape[1] > 1
 
     def weights(self, s: PixelStats) -> Array | None:
         """Class weights ``(1, C)``."""
@@ -791,7 +805,7 @@ class PresetLoss(CompoundLoss):
     def region_options(self) -> RegionOptions:
         return {
             **self.pixel_options(),
-            "include_background": bool(self.include_background),
+            "include_background": self.include_background,
             "batch": self.batch,
             "smooth": self.smooth,
             "empty": self.empty,

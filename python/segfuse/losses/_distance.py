@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict
+from typing_extensions import Unpack
 
-from ..ops.formula import Array, PixelStats, ratio
-from ..ops.pixel_stats import Geometry, Mode, Tensors
-from ._base import Loss, Reduction, number, one_of
+from ..ops.formula import Array, PixelStats, ratio, where
+from ..ops.pixel_stats import Geometry, Tensors
+from ._base import Loss, Options, UnbackedOptions, number, one_of
 from .cross_entropy import CrossEntropyLoss
 
 ABSENT = -(1 << 31)  # a class number that no label has: the field of an empty mask is 0
@@ -20,13 +20,7 @@ Hard = Literal["threshold", "argmax"]
 Spacing = float | Sequence[float] | None
 
 
-class DistanceOptions(TypedDict, total=False):
-    mode: Mode
-    from_logits: bool
-    reduction: Reduction
-    ignore_index: int
-    class_weight: Sequence[float] | Tensor | None
-    include_background: bool | None
+class DistanceOptions(Options, total=False):
     spacing: Spacing
 
 
@@ -142,29 +136,10 @@ class DistanceLoss(Loss):
     measures = True
 
     def __init__(
-        self,
-        *,
-        mode: Mode = "auto",
-        from_logits: bool = True,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        class_weight: Sequence[float] | Tensor | None = None,
-        include_background: bool | None = None,
-        spacing: Spacing = None,
+        self, *, include_background: bool | None = None, spacing: Spacing = None, **common: Unpack[UnbackedOptions]
     ) -> None:
-        super().__init__(
-            mode=mode,
-            from_logits=from_logits,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            class_weight=class_weight,
-        )
-        self.include_background = include_background
+        super().__init__(include_background=include_background, **common)
         self.spacing = spacing_option(spacing)
-
-    def leaves_out_background(self, g: Geometry) -> bool:
-        include = self.include_background
-        return g.shape[1] > 1 and not (not g.exclusive if include is None else include)
 
     def field(self, transform: Callable[..., Tensor], masks: Tensor, x: Tensors, g: Geometry, **options: Any) -> Tensor:
         """One distance field per class, ``(N, C, *spatial)``; 0 for a class that is left out."""
@@ -183,10 +158,10 @@ class DistanceLoss(Loss):
     def value(self, s: PixelStats) -> Array:
         v = self.weights(s)
         s = self.foreground(s)
-        total = self.total(s) if v is None else v * self.total(s)
+        total, count = (x if v is None else v * x for x in (self.total(s), s.count))
         if self.reduction == "none":
-            return ratio(total, s.count)
-        return total.sum() if self.reduction == "sum" else ratio(total.sum(), s.count.sum())
+            return total / where(s.count > 0, s.count, 1.0)
+        return total.sum() if self.reduction == "sum" else ratio(total.sum(), count.sum())
 
 
 class MappedCrossEntropyLoss(CrossEntropyLoss):

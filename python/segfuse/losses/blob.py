@@ -14,7 +14,7 @@ from ..maps import connected_components
 from ..ops import pixel_stats as op
 from ..ops.formula import tensor_stats
 from ..ops.pixel_stats import Geometry, Mode, Plan, Segments, Tensors
-from ._base import Loss, number, one_of
+from ._base import Loss, number, one_of, refuse_map
 from ._distance import one_hot, per_class, target_masks, valid
 from .dice import DiceLoss
 
@@ -58,9 +58,14 @@ class BlobLoss(Loss):
         class_weight: Sequence[float] | Tensor | None = None,
         include_background: bool | None = None,
     ) -> None:
-        super().__init__(mode=mode, from_logits=from_logits, ignore_index=ignore_index, class_weight=class_weight)
-        self.reduction = one_of("reduction", reduction, ("mean", "sum"))
-        self.include_background = include_background
+        super().__init__(
+            mode=mode,
+            from_logits=from_logits,
+            reduction=one_of("reduction", reduction, ("mean", "sum")),
+            ignore_index=ignore_index,
+            class_weight=class_weight,
+            include_background=include_background,
+        )
         self.criterion = copy.deepcopy(DiceLoss() if criterion is None else criterion)
         if not isinstance(self.criterion, Loss) or not self.criterion.fusable or self.criterion.measurer is not None:
             raise TypeError(
@@ -74,10 +79,6 @@ class BlobLoss(Loss):
         self.weight_blob = number("weight_blob", weight_blob)
         self.masking = one_of("masking", masking, ("exclude", "zero_logit"))
 
-    def leaves_out_background(self, g: Geometry) -> bool:
-        include = self.include_background
-        return g.shape[1] > 1 and not (not g.exclusive if include is None else include)
-
     def forward(
         self,
         input: Tensor,
@@ -90,8 +91,7 @@ class BlobLoss(Loss):
         return_terms: bool = False,
     ) -> Any:
         """As :meth:`Loss.forward`; ``instances`` is a label map shaped like ``weight_map`` may be."""
-        if distance_map is not None:
-            raise TypeError("BlobLoss measures no distances and takes no distance_map. Try: without it")
+        refuse_map(self, distance_map)
         x, g = op.check(
             input,
             target,

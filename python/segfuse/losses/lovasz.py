@@ -78,7 +78,7 @@ class LovaszLoss(Loss):
         return_terms: bool = False,
     ) -> Any:
         x, g = self.check(input, target, weight_map, mask, distance_map)
-        how = problems(g, self.per_image, self.classes, bool(self.include_background))
+        how = problems(g, self.per_image, self.classes, self.include_background is not False)
         weight = [float(wanted) for wanted in how.wanted]
         if self.class_weight is not None:
             weight = [v * w for v, w in zip(one_per_class(self.class_weight, g), weight, strict=True)]
@@ -89,7 +89,7 @@ class LovaszLoss(Loss):
 
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)
-        how = problems(g, self.per_image, self.classes, bool(self.include_background))
+        how = problems(g, self.per_image, self.classes, self.include_background is not False)
         rows, _ = how.count(g)
         backend = op.backend(x, g).__name__.split(".")[-2]
         errors = "hinge" if how.hinge else g.activation

@@ -1,0 +1,172 @@
+"""What the ops on boundaries share: probabilities against a hard target, checked, with ignored pixels marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pixel_stats import Geometry, Tensors, raise_invalid
+
+
+@dataclass(frozen=True)
+class HardPair:
+    """Tensors are contiguous; a group is one (sample, class) with class >= ``first``."""
+
+    p: Tensor  # (N, C, *spatial) probabilities, float32 or float64; finite where ignored
+    code: Tensor  # int16: class numbers (N, 1, *spatial), or 0 and 1 (N, C, *spatial); -1 is ignored
+    weight: Tensor | None  # (N, 1 or C, *spatial), dtype of p
+    index: bool  # code holds class numbers
+    ignores: bool  # some pixel is ignored
+    first: int  # classes before it are left out
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        return self.p.shape[0], self.p.shape[1] - self.first
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A tensor (N, 1 or C, *spatial) for every group."""
+        return x.expand(self.p.shape)[:, self.first :]
+
+    @property
+    def y(self) -> Tensor:
+        """Target of every group, 0 or 1; 0 where ignored."""
+        shape = (1, -1, *[1] * (self.p.ndim - 2))
+        one = torch.arange(self.p.shape[1], device=self.p.device).reshape(shape) if self.index else 1
+        return (self.code == one)[:, self.first :].to(self.p.dtype)
+
+    @property
+    def valid(self) -> Tensor:
+        """Of every group, bool."""
+        return self.spread(self.code >= 0)
+
+    @property
+    def u(self) -> Tensor:
+        """Weight of every pixel of every group, 0 where ignored."""
+        m = self.valid.to(self.p.dtype)
+        return m if self.weight is None else torch.where(self.valid, self.spread(self.weight), 0)
+
+    def counts(self) -> Tensor:
+        """Valid pixels of every group, ``(N, C)`` float64."""
+        if self.ignores:
+            return self.valid.flatten(2).sum(2, dtype=torch.float64)
+        return torch.full(self.groups, self.p[0, 0].numel() if self.p.numel() else 0, dtype=torch.float64)
+
+
+def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> HardPair:
+    """Probabilities and labels of a checked call (:func:`~segfuse.ops.pixel_stats.check`).
+
+    Raises:
+        ValueError: a target that is neither 0, 1 nor ignored, or no class number; not 1 to 3 spatial axes.
+    """
+    if not 1 <= len(g.spatial) <= 3:
+        raise ValueError(
+            f"input must have 1 to 3 spatial axes for a loss of distances; got shape {g.shape}. "
+            "Try: input.flatten(4), if axes 2 and 3 are neighbours in space"
+        )
+    code, ignored = _code(x, g)
+    z = x.input.reshape(g.shape).contiguous()
+    if z.dtype != torch.float64:
+        z = z.float()
+    if ignored is not None:
+        z = torch.where(ignored, 0, z)
+    p = torch.softmax(z, 1) if g.activation == "softmax" else torch.sigmoid(z) if g.activation == "sigmoid" else z
+    p = p.contiguous()  # where() may have taken the strides of the mask
+    weight = x.weight
+    if weight is not None:
+        if bool((weight < 0).any()):
+            raise_invalid(x, g)
+        weight = _channel_axis(weight, g).to(p.dtype).contiguous()
+    first = 1 if not include_background and g.shape[1] > 1 else 0
+    return HardPair(p, code, weight, g.index_target or g.exclusive, ignored is not None, first)
+
+
+def _channel_axis(x: Tensor, g: Geometry) -> Tensor:
+    return x.unsqueeze(1) if x.ndim == len(g.spatial) + 1 else x
+
+
+def _code(x: Tensors, g: Geometry) -> tuple[Tensor, Tensor | None]:
+    """int16 labels, -1 where ignored, and where that is; None: nowhere."""
+    labels = _channel_axis(x.target, g)
+    if labels.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64):
+        labels = labels.to(torch.uint8 if labels.dtype == torch.bool else torch.int64)
+    index = g.index_target
+    if g.exclusive and not index:
+        labels, index = _classes(labels, g), True
+    elif labels.numel() and labels.dtype.is_floating_point:
+        soft = labels[(labels > 0) & (labels < (g.shape[1] - 1 if index else 1)) & (labels != labels.round())]
+        _refuse_soft(soft, g)
+    top = g.shape[1] - 1 if index else 1
+    if labels.numel() == 0:
+        return labels.to(torch.int16), None
+    low, high = labels.aminmax()
+    if x.mask is None and low >= 0 and high <= top and not 0 <= g.ignore_index <= top:
+        return labels.contiguous().to(torch.int16), None
+    ignored = labels == g.ignore_index
+    if x.mask is not None:
+        ignored = ignored | (_channel_axis(x.mask, g) == 0)
+    if bool((~ignored & ~((labels >= 0) & (labels <= top))).any()):
+        raise_invalid(x, g)
+    return labels.masked_fill(ignored, -1).contiguous().to(torch.int16), ignored
+
+
+def _classes(hot: Tensor, g: Geometry) -> Tensor:
+    """Class numbers ``(N, 1, *spatial)`` of a one-hot target."""
+    ignored = (hot == g.ignore_index).any(1, keepdim=True)
+    one = hot == 1
+    wrong = ~ignored & ((one.sum(1, keepdim=True) != 1) | ~(one | (hot == 0)).all(1, keepdim=True))
+    if bool(wrong.any()):
+        values = hot.movedim(1, -1)[wrong[:, 0]]
+        _refuse_soft(values[(values != 0) & (values != 1)], g)
+        _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel, but as many as ")
+    return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(ignored, g.ignore_index)
+
+
+def _refuse_soft(found: Tensor, g: Geometry, what: str = "0 or 1 everywhere; got ") -> None:
+    if found.numel():
+        raise ValueError(
+            f"a loss of distances needs a hard target, {what}{float(found.reshape(-1)[0]):g}. "
+            f"Try: {'target.argmax(1)' if g.exclusive else '(target > 0.5)'}"
+        )
+
+
+def groups_first(grad: Tensor, pair: HardPair) -> Tensor:
+    """``(N, C - first)`` numbers as ``(N, C, 1, ...)``, 0 for the classes left out."""
+    grad = torch.nn.functional.pad(grad, (pair.first, 0)) if pair.first else grad
+    return grad.to(pair.p.dtype).reshape(*grad.shape, *[1] * (pair.p.ndim - 2))
+
+
+class _ByGroup(torch.autograd.Function):
+    """A number per group whose derivative by p the forward pass has written already; see :func:`by_group`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, p: Tensor, pair: HardPair, kernel: Callable[..., Any], reference: Callable[[HardPair], Tensor]
+    ) -> Tensor:
+        pair = replace(pair, p=p)
+        value, grad = kernel(pair, ctx.needs_input_grad[0])
+        ctx.pair, ctx.reference = replace(pair, p=p.detach()), reference
+        ctx.save_for_backward(p, grad)
+        out: Tensor = value
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        p, grad = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            value = ctx.reference(replace(ctx.pair, p=p))
+            return torch.autograd.grad(value, p, grads[0], create_graph=True)[0], None, None, None
+        return grad * groups_first(grads[0], ctx.pair), None, None, None
+
+
+def by_group(pair: HardPair, kernel: Callable[..., Any], reference: Callable[..., Tensor], **settings: Any) -> Tensor:
+    """A number per group ``(N, C)``, differentiable by ``pair.p``.
+
+    ``kernel(pair, with_gradient, **settings)`` returns it with its derivative by p; ``reference(pair, **settings)`` can
+    be differentiated again and is used under ``create_graph=True``.
+    """
+    return _ByGroup.apply(pair.p, pair, partial(kernel, **settings), partial(reference, **settings))
