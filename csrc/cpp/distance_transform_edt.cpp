@@ -21,8 +21,7 @@ constexpr double FLOAT_RATIO = 1e9;           // between spacings whose squares 
 template <typename T>
 std::vector<T> squares(int64_t side, double unit) {
   std::vector<T> table(2 * std::max<int64_t>(side, 1) + 1);
-  for (int64_t k = 0; k <= side; ++k)
-    table[side - k] = table[side + k] = static_cast<T>(unit * k * (unit * k));
+  for (int64_t k = 0; k <= side; ++k) table[side - k] = table[side + k] = static_cast<T>(unit * k * (unit * k));
   return table;
 }
 

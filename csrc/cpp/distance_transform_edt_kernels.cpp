@@ -36,7 +36,7 @@ namespace {
 constexpr int64_t LANES = 16;
 constexpr int64_t GROUPS = DISTANCE_COLUMNS / LANES;
 constexpr int64_t AHEAD = 8;  // rows that a strided read asks memory for in advance
-constexpr int64_t STEP = 4;  // rows from one whose minimisers are known to the next
+constexpr int64_t STEP = 4;   // rows from one whose minimisers are known to the next
 
 template <typename T>
 constexpr T NONE = T(INFINITY);
@@ -275,7 +275,7 @@ template <typename T>
 struct Group {
   int64_t n;
   const T *in, *squares;
-  T per_row;  // rows per unit of distance, a little more than that
+  T per_row;           // rows per unit of distance, a little more than that
   T *out, *minimiser;  // minimiser: nullptr when nobody asks for indices
   Bounds* bounds;
 };
@@ -444,9 +444,10 @@ void load_tile(const DistancePass& pass, int axis, int64_t start, const T* from,
   if (labels) memset(tiles.kind, 0, tiles.width);
   for (int64_t y = 0; y < n; ++y) {
     if (labels && y > 0)
-      input_runs(pass, axis, start + y * pass.op.strides[axis], i, count, [&](int64_t offset, int64_t length, int64_t at) {
-        flip(pass.op, offset, pass.op.strides[axis], length, tiles.kind + at);
-      });
+      input_runs(pass, axis, start + y * pass.op.strides[axis], i, count,
+                 [&](int64_t offset, int64_t length, int64_t at) {
+                   flip(pass.op, offset, pass.op.strides[axis], length, tiles.kind + at);
+                 });
     for (int64_t g = 0; g < count; g += LANES) {
       const T* row = from + y * step + g;
       SEGFUSE_PREFETCH(row + AHEAD * step);
@@ -482,8 +483,8 @@ void store_tile(const DistancePass& pass, int axis, int64_t at, int64_t step, in
 
 // The nearest pixel of the line leads to the nearest pixel of all, unless it is of another kind itself.
 template <typename T>
-void move_indices(const DistancePass& pass, int axis, int64_t at, int64_t step, int64_t n, int64_t count,
-                  const T* in, const Tiles<T>& tiles) {
+void move_indices(const DistancePass& pass, int axis, int64_t at, int64_t step, int64_t n, int64_t count, const T* in,
+                  const Tiles<T>& tiles) {
   const bool sides = pass.op.mode != INSIDE;
   for (int d = axis + 1; d < 3; ++d) {
     int32_t* index = pass.index[d];
@@ -533,8 +534,7 @@ void columns(const DistancePass& pass, int axis, int64_t unit, int64_t begin, in
                               tiles.minimiser,
                               tiles.bounds};
       op.mode == INSIDE ? minimise<false>(group) : minimise<true>(group);
-      if (op.indices != nullptr)
-        move_indices(pass, axis, at + g, step, n, least(count - g, LANES), group.in, tiles);
+      if (op.indices != nullptr) move_indices(pass, axis, at + g, step, n, least(count - g, LANES), group.in, tiles);
     }
     store_tile(pass, axis, at, step, n, count, tiles);
   }
@@ -626,8 +626,8 @@ int64_t nearest_two_along_row(const DistancePass& pass, int64_t offset, int64_t 
 template <typename T>
 void nearest_two_columns(const DistancePass& pass, int axis, int64_t at, int64_t step, int64_t n, int64_t count,
                          const Tiles<T>& tiles) {
-  T *work[2] = {static_cast<T*>(pass.work) + at, static_cast<T*>(pass.second) + at};
-  T *in[2] = {tiles.in, tiles.out};
+  T* work[2] = {static_cast<T*>(pass.work) + at, static_cast<T*>(pass.second) + at};
+  T* in[2] = {tiles.in, tiles.out};
   int32_t* label[2] = {tiles.index, tiles.index + n * LANES};
   int64_t top = n, bottom = -1;  // rows between which an instance is known
   for (int64_t y = 0; y < n; ++y)

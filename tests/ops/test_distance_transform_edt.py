@@ -160,7 +160,7 @@ def test_definition(backend, shape, spacing, mode):
         labels = (random(seed, *shape) * 4).long() * (random(seed + 9, *shape) < density)
         points = grid(*spatial).flatten(1).T * torch.tensor(spacing or (1.0,) * len(spatial), dtype=torch.float64)
         apart = (points[:, None] - points[None]).norm(dim=-1)
-        for x, found in zip(labels, zip(*[d for d in torch.stack([*_tensors(edt(labels, mode=mode, spacing=spacing))])])):
+        for x, found in zip(labels, zip(*_tensors(edt(labels, mode=mode, spacing=spacing)))):
             x = x.flatten()
             if mode == "nearest_two":
                 each = [apart[:, x == label].amin(1) for label in x.unique() if label > 0]
@@ -209,7 +209,9 @@ def test_matches_reference(mode, data):
 
 @pytest.mark.parametrize("mode", MODES[:4])
 def test_indices_lead_where_they_say(backend, mode):
-    labels = (blobs(3, 2, 20, 18, 17).long() + (random(1, 2, 20, 18, 17) < 0.01)) * torch.tensor([1, 0])[:, None, None, None]
+    labels = (blobs(3, 2, 20, 18, 17).long() + (random(1, 2, 20, 18, 17) < 0.01)) * torch.tensor([1, 0])[
+        :, None, None, None
+    ]
     distance, indices = edt(labels, mode=mode, return_indices=True, spacing=SPACING)
     assert indices.dtype == torch.int32 and indices.shape == (3, *labels.shape)
     agree(implied(indices, SPACING), distance.abs())
