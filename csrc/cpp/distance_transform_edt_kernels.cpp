@@ -36,7 +36,7 @@ namespace {
 constexpr int64_t LANES = 16;
 constexpr int64_t GROUPS = DISTANCE_COLUMNS / LANES;
 constexpr int64_t AHEAD = 8;  // rows that a strided read asks memory for in advance
-constexpr int64_t STEP = 4;   // rows from one whose minimisers are known to the next
+constexpr int64_t STEP = 7;   // rows from one whose minimisers are known to the next; two times three lie between
 
 template <typename T>
 constexpr T NONE = T(INFINITY);
@@ -389,9 +389,11 @@ void minimise(const Group<T>& g) {
   for (int64_t a = 0; a + 1 < last; a += step) {
     const int64_t b = least(a + step, last);
     if (b == a + 1) continue;
-    const int64_t y[3] = {a + 1, least(a + 2, b - 1), least(a + 3, b - 1)};
     within(a, b, a + 1, b - 1, least(g.bounds[a].reach, g.bounds[b].reach) + step, from, to);
-    search_three<SIDES>(g, y, from, to);
+    for (int64_t y = a + 1; y < b; y += 3) {
+      const int64_t three[3] = {y, least(y + 1, b - 1), least(y + 2, b - 1)};
+      search_three<SIDES>(g, three, from, to);
+    }
   }
 }
 
