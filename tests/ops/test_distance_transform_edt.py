@@ -349,11 +349,12 @@ def test_samples_do_not_see_each_other(backend):
 
 
 def test_memory():
-    """Beyond the output, less than half of it again."""
+    """The output and less than half of it again."""
     code = """
 import resource, torch, segfuse
 torch.set_num_threads(2)
-x = (torch.rand(1, 100, 300, 400) < 0.999).to(torch.uint8)
+x = torch.ones(1, 100, 300, 400, dtype=torch.uint8)
+x.view(-1)[::997] = 0
 segfuse.distance_transform_edt(x[:, :4])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -364,7 +365,7 @@ print((peak() - before) / d.nbytes)
         pytest.skip("measured on Linux, of the extension")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.5
+    assert 0.9 < float(done.stdout) < 1.5
 
 
 @pytest.mark.skipif("SEGFUSE_ISA" in os.environ, reason="one is forced already")
