@@ -20,6 +20,11 @@
 #include "../dtypes.h"
 #include "kernels.h"
 
+#ifdef __GNUC__
+#define SEGFUSE_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define SEGFUSE_PREFETCH(address)
+#endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_BOUNDS _Pragma("omp simd reduction(min : low) reduction(max : high, far)")
 #define SIMD_FARTHEST _Pragma("omp simd reduction(max : far)")
@@ -30,10 +35,11 @@ namespace {
 
 constexpr int64_t LANES = 16;
 constexpr int64_t GROUPS = DISTANCE_COLUMNS / LANES;
-constexpr int64_t STEP = 4;  // rows from one whose minimisers are known to the next
+constexpr int64_t AHEAD = 8;  // rows that a strided read asks memory for in advance
+constexpr int64_t STEP = 7;   // rows from one whose minimisers are known to the next; two times three lie between
 
 template <typename T>
-constexpr T NONE = T(__builtin_inf());
+constexpr T NONE = T(INFINITY);
 template <typename T>
 inline T least(T a, T b) {
   return a < b ? a : b;
@@ -48,6 +54,19 @@ inline T magnitude(T a) {
 }
 inline float root(float x) { return sqrtf(x); }
 inline double root(double x) { return sqrt(x); }
+
+// Which byte of a word in memory order is the first that is not 0.
+inline int64_t first_byte(uint64_t word) {
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  return __builtin_ctzll(word) / 8;
+#else
+  uint8_t bytes[8];
+  memcpy(bytes, &word, 8);
+  int64_t i = 0;
+  while (bytes[i] == 0) ++i;
+  return i;
+#endif
+}
 
 // Offset of a sample in the input.
 int64_t sample_offset(const DistanceTransform& op, int64_t sample) {
@@ -184,36 +203,34 @@ inline int64_t run_end(const uint8_t* kind, int64_t i, int64_t W) {
   for (++i; i + 8 <= W; i += 8) {
     uint64_t next;
     memcpy(&next, kind + i, 8);
-    if (next != word) break;
+    if (next != word) return i + first_byte(next ^ word);
   }
   while (i < W && kind[i] == k) ++i;
   return i;
 }
 
+// `out` has room for LANES - 1 values more.
 template <typename T>
 void distances_along_row(const DistancePass& pass, const uint8_t* kind, T* out, int32_t* nearest) {
   const int64_t W = pass.op.shape[2];
-  const T* squares = static_cast<const T*>(pass.squares[2]);
   const bool inside = pass.op.mode == INSIDE, signs = pass.op.mode != INSIDE && pass.op.mode != LABELS;
   for (int64_t begin = 0, end; begin < W; begin = end) {
     end = run_end(kind, begin, W);
-    const bool left = begin > 0, right = end < W;  // is there a pixel of another kind?
-    const T sign = signs && !kind[begin] ? T(-1) : T(1);
     const bool site = inside && !kind[begin];
-    const int64_t half = site ? begin : left && right ? (begin + end + 1) / 2 : left ? end : begin;
-    if (site) {
-      for (int64_t i = begin; i < end; ++i) out[i] = T(0);
-    } else if (!left && !right) {
-      for (int64_t i = begin; i < end; ++i) out[i] = sign * NONE<T>;
-    } else {
-      const T* rising = squares + 1 - begin;
-      const T* falling = squares + end;
-      for (int64_t i = begin; i < half; ++i) out[i] = sign * rising[i];
-      for (int64_t i = half; i < end; ++i) out[i] = sign * falling[-i];
+    const T unit = site ? T(0) : static_cast<T>(pass.unit[2]), sign = signs && !kind[begin] ? T(-1) : T(1);
+    const T left = begin > 0 || site ? static_cast<T>(begin - 1) : -NONE<T>;  // the nearest pixels of another kind
+    const T right = end < W || site ? static_cast<T>(end) : NONE<T>;
+    for (int64_t i = begin; i < end; i += LANES) {
+      const T first = static_cast<T>(i);
+      SIMD for (int64_t l = 0; l < LANES; ++l) {
+        const T x = first + static_cast<T>(l), d = least(x - left, right - x) * unit;
+        out[i + l] = sign * d * d;
+      }
     }
-    if (nearest != nullptr)
-      for (int64_t i = begin; i < end; ++i)
-        nearest[i] = static_cast<int32_t>(site || !(left || right) ? i : i < half ? begin - 1 : end);
+    for (int64_t i = begin; nearest != nullptr && i < end; ++i) {
+      const bool none = site || (begin == 0 && end == W), to_left = end == W || (begin > 0 && i - begin + 1 <= end - i);
+      nearest[i] = static_cast<int32_t>(none ? i : to_left ? begin - 1 : end);
+    }
   }
 }
 
@@ -225,7 +242,8 @@ int64_t rows(const DistancePass& pass, int64_t plane, int64_t begin, int64_t end
   const DistanceTransform& op = pass.op;
   const int64_t D = op.shape[0], H = op.shape[1], W = op.shape[2];
   const int64_t start = sample_offset(op, plane / D / op.classes) + plane % D * op.strides[0];
-  uint8_t* kind = static_cast<uint8_t*>(scratch);
+  T* row = static_cast<T*>(scratch);
+  uint8_t* kind = reinterpret_cast<uint8_t*>(row + W + LANES);
   int64_t invalid = 0;
   for (int64_t y = begin; y < end; ++y) {
     const int64_t offset = start + y * op.strides[1], at = (plane * H + y) * W;
@@ -233,12 +251,14 @@ int64_t rows(const DistancePass& pass, int64_t plane, int64_t begin, int64_t end
       invalid += nearest_two_along_row<T>(pass, offset, at);
       continue;
     }
-    T* out = static_cast<T*>(pass.work) + at;
     kinds_of_row(op, plane / D % op.classes, offset, kind);
-    distances_along_row(pass, kind, out, pass.index[2] == nullptr ? nullptr : pass.index[2] + at);
+    distances_along_row(pass, kind, row, pass.index[2] == nullptr ? nullptr : pass.index[2] + at);
     for (int d = 0; d < 2; ++d)  // an axis without a pass
       if (pass.index[d] != nullptr && op.shape[d] == 1) memset(pass.index[d] + at, 0, W * sizeof(int32_t));
-    if (pass.last == 2) write(pass, out, W, at, op.output);
+    if (pass.last == 2)
+      write(pass, row, W, at, op.output);
+    else
+      memcpy(static_cast<T*>(pass.work) + at, row, W * sizeof(T));
   }
   return invalid;
 }
@@ -255,10 +275,17 @@ template <typename T>
 struct Group {
   int64_t n;
   const T *in, *squares;
-  T unit;
+  T per_row;           // rows per unit of distance, a little more than that
   T *out, *minimiser;  // minimiser: nullptr when nobody asks for indices
   Bounds* bounds;
 };
+
+// How many rows a squared distance reaches, or one more.
+template <typename T>
+inline int64_t reach_of(const Group<T>& g, T square) {
+  const T reach = root(square) * g.per_row;
+  return reach < static_cast<T>(g.n) ? static_cast<int64_t>(reach) + 1 : g.n;
+}
 
 template <bool SIDES, typename T>
 inline void signs_of_row(const T* in, T* sign) {
@@ -271,6 +298,13 @@ bool search(const Group<T>& g, int64_t y, int64_t from, int64_t to) {
   const T *in = g.in, *squares = g.squares - y;
   T sign[LANES], where[LANES];
   signs_of_row<SIDES>(in + y * LANES, sign);
+  T far = T(0);
+  SIMD_FARTHEST for (int64_t l = 0; l < LANES; ++l) far = most(far, magnitude(in[y * LANES + l]));
+  if (far < NONE<T>) {  // the row's own values
+    const int64_t reach = reach_of(g, far);
+    from = most(from, y - reach);
+    to = most(least(to, y + reach), from);
+  }
   T* out = g.out + y * LANES;
   T* at = g.minimiser == nullptr ? where : g.minimiser + y * LANES;
   SIMD for (int64_t l = 0; l < LANES; ++l) {
@@ -288,7 +322,8 @@ bool search(const Group<T>& g, int64_t y, int64_t from, int64_t to) {
     out[l] = best;
     at[l] = first;
   }
-  T low = static_cast<T>(g.n), high = T(-1), far = T(0);
+  T low = static_cast<T>(g.n), high = T(-1);
+  far = T(0);
   SIMD_BOUNDS for (int64_t l = 0; l < LANES; ++l) {
     const bool has = out[l] < NONE<T>;
     low = least(low, has ? at[l] : low);
@@ -298,9 +333,7 @@ bool search(const Group<T>& g, int64_t y, int64_t from, int64_t to) {
   if (SIDES) {
     SIMD for (int64_t l = 0; l < LANES; ++l) out[l] *= sign[l];
   }
-  const T reach = root(far) / g.unit * T(1.00001);  // whatever is rounded away comes back with the 1 below
-  g.bounds[y] = {static_cast<int64_t>(low), static_cast<int64_t>(high),
-                 reach < static_cast<T>(g.n) ? static_cast<int64_t>(reach) + 1 : g.n};
+  g.bounds[y] = {static_cast<int64_t>(low), static_cast<int64_t>(high), reach_of(g, far)};
   return high >= T(0);
 }
 
@@ -356,9 +389,11 @@ void minimise(const Group<T>& g) {
   for (int64_t a = 0; a + 1 < last; a += step) {
     const int64_t b = least(a + step, last);
     if (b == a + 1) continue;
-    const int64_t y[3] = {a + 1, least(a + 2, b - 1), least(a + 3, b - 1)};
     within(a, b, a + 1, b - 1, least(g.bounds[a].reach, g.bounds[b].reach) + step, from, to);
-    search_three<SIDES>(g, y, from, to);
+    for (int64_t y = a + 1; y < b; y += 3) {
+      const int64_t three[3] = {y, least(y + 1, b - 1), least(y + 2, b - 1)};
+      search_three<SIDES>(g, three, from, to);
+    }
   }
 }
 
@@ -417,6 +452,7 @@ void load_tile(const DistancePass& pass, int axis, int64_t start, const T* from,
                  });
     for (int64_t g = 0; g < count; g += LANES) {
       const T* row = from + y * step + g;
+      SEGFUSE_PREFETCH(row + AHEAD * step);
       T* to = tiles.in + g * n + y * LANES;
       if (count - g >= LANES) {
         SIMD for (int64_t l = 0; l < LANES; ++l) to[l] = row[l];
@@ -495,7 +531,7 @@ void columns(const DistancePass& pass, int axis, int64_t unit, int64_t begin, in
       const Group<T> group = {n,
                               tiles.in + g * n,
                               static_cast<const T*>(pass.squares[axis]),
-                              static_cast<T>(pass.unit[axis]),
+                              static_cast<T>(1.00001 / pass.unit[axis]),
                               tiles.out + g * n,
                               tiles.minimiser,
                               tiles.bounds};
@@ -642,7 +678,8 @@ void nearest_two_columns(const DistancePass& pass, int axis, int64_t at, int64_t
 // ---------------------------------------------------------------------------------------------------- the table
 
 size_t scratch(const DistancePass& pass) {
-  int64_t bytes = pass.op.shape[2];  // a row of kinds
+  const int64_t W = pass.op.shape[2];
+  int64_t bytes = (W + LANES) * (pass.wide ? 8 : 4) + W;  // a row and its kinds
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t n = pass.op.shape[axis];
     char* end = pass.wide ? Tiles<double>(pass, n, nullptr).at : Tiles<float>(pass, n, nullptr).at;

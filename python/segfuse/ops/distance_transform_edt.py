@@ -242,7 +242,7 @@ def distance_transform_edt(
             - ``"signed"``: the same, negative in the foreground.
             - ``"labels"``: from any pixel to the nearest one with another label.
             - ``"nearest_two"``: ``input`` holds instances (> 0; all else is background): from any pixel to the
-              nearest and to the second nearest instance, 0 inside the nearest. Infinite where there is no such instance.
+              nearest and to the second nearest instance, 0 inside the nearest. Infinite where there is none.
         squared: return squared distances (with the sign of ``"signed"``).
         return_indices: return the nearest pixel as well; a pixel without a distance is its own.
         threshold: foreground of a floating-point ``input`` is ``input > threshold``; NaN is background.
