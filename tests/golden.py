@@ -117,6 +117,15 @@ _COMBO, _EXP_LOG, _DICE_CE, _DICE_FOCAL, _UNIFIED = map(
     _of, (sf.ComboLoss, sf.ExponentialLogarithmicLoss, sf.DiceCELoss, sf.DiceFocalLoss, sf.UnifiedFocalLoss)
 )
 
+_CMSSL = _of(sf.CMSSLLoss)
+
+
+def _SSIM(case: dict[str, Any]) -> sf.SSIMLoss:
+    """The file has the constants C = (k data_range)^2."""
+    found = options(case)
+    return sf.SSIMLoss(k1=found.pop("C1") ** 0.5, k2=found.pop("C2") ** 0.5, **found)
+
+
 TABLE: dict[str, Build] = {
     "bce.mean": _CE,
     "bce.sum": _CE,
@@ -182,6 +191,11 @@ TABLE: dict[str, Build] = {
     "mcc.default": _MCC,
     "mcc.batch": _MCC,
     "mcc.multiclass_batch": _MCC,
+    "cmssl.default": _CMSSL,
+    "cmssl.detached": _CMSSL,
+    "cmssl.window5": _CMSSL,
+    "cmssl.multiclass": _CMSSL,
+    "ssim.valid5": _SSIM,
     "combo.default": _COMBO,
     "combo.asym": _COMBO,
     "combo.multiclass": _COMBO,
@@ -209,8 +223,6 @@ _LATER = {
     "shape_aware": "curve pixel",
     "boundary": "default multiclass symmetric",
     "whd": "default alpha9 v1",
-    "cmssl": "default detached window5 multiclass",
-    "ssim": "valid5",
 }
 LATER = frozenset(f"{loss}.{name}" for loss, names in _LATER.items() for name in names.split())
 
@@ -231,6 +243,7 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "mcc.": _MCC,
         "self_adj_dice.pixel_": _DSC,
         "tloss.": _T,
+        "cmssl.": _CMSSL,
         "combo.": _COMBO,
         "exp_log.": _EXP_LOG,
         "unified_focal.asym_": _UNIFIED,
@@ -249,6 +262,7 @@ EDGES: dict[str, Build] = {  # constant targets; without "empty" or "full" every
         "tversky": _TVERSKY,
         "generalized_dice": _GDICE,
         "log_cosh_dice": _LOG_COSH,
+        "cmssl": _CMSSL,
     }.items()
 }
 
@@ -264,6 +278,5 @@ _EDGES_LATER = {
     "shape_aware": "empty full",
     "boundary": "empty full all_ignored",
     "whd": "empty",
-    "cmssl": "empty full all_ignored",
 }
 EDGES_LATER = frozenset(f"{loss}.{name}" for loss, names in _EDGES_LATER.items() for name in names.split())

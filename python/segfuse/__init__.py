@@ -18,6 +18,16 @@ else:
     from .backends import use_backend
     from .explain import explain
     from .losses import *
+    from .ops.local_moments import local_moments
     from .ops.pixel_stats import pixel_stats
 
-    __all__ = ["backends", "explain", "functional", "losses", "pixel_stats", "use_backend", *losses.__all__]
+    __all__ = [
+        "backends",
+        "explain",
+        "functional",
+        "local_moments",
+        "losses",
+        "pixel_stats",
+        "use_backend",
+        *losses.__all__,
+    ]

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-OPS = ("pixel_stats", "formula")
+OPS = ("pixel_stats", "formula", "local_moments", "ssim", "cmssl")
 NAMES = ("cuda", "cpp", "numba", "reference")
 _ENVIRONMENT = os.environ.get("SEGFUSE_BACKEND") or None  # read once, at import
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_backend", default=None)

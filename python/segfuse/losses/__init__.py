@@ -9,6 +9,7 @@ from .focal import *
 from .jaccard import *
 from .mcc import *
 from .sensitivity_specificity import *
+from .structural_similarity import *
 from .t_loss import *
 from .tversky import *
 from .unified_focal import *
@@ -31,6 +32,8 @@ __all__ = [
     "TverskyLoss",
     "SensitivitySpecificityLoss",
     "MCCLoss",
+    "CMSSLLoss",
+    "SSIMLoss",
     "ComboLoss",
     "DiceCELoss",
     "DiceFocalLoss",
