@@ -472,16 +472,33 @@ template <typename T>
 int64_t read_target(const WindowLoss& op, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x, int64_t count,
                     T* label, T* m, T* buffer) {
   read_row(op.target, n, op.index_target ? 0 : c, z, y, x, count, label);
-  const bool masked = op.mask.data != nullptr, whole = op.index_target;
-  if (masked) read_row(op.mask, n, op.mask.channel == 0 ? 0 : c, z, y, x, count, buffer);
+  const bool whole = op.index_target, fraction = whole && op.target.dtype < BOOL;
   const T top = whole ? static_cast<T>(op.windows.C - 1) : T(1), ignore = static_cast<T>(op.ignore_index);
-  int64_t invalid = 0;
+  int odd = 0;  // targets that need a second look
+  if (fraction) {
+    SIMD_REDUCE(+ : odd) for (int64_t i = 0; i < count; ++i) {
+      const T t = (label[i] >= T(0)) & (label[i] <= top) ? label[i] : T(-1);
+      odd += (t != label[i]) | (t != static_cast<T>(static_cast<int32_t>(t)));
+    }
+  } else {
+    SIMD_REDUCE(+ : odd) for (int64_t i = 0; i < count; ++i) odd += !((label[i] >= T(0)) & (label[i] <= top));
+  }
+  const bool ignorable = op.ignore_index >= 0 && double(op.ignore_index) <= double(top);
+  if (odd == 0 && !ignorable && op.mask.data == nullptr) {
+    SIMD for (int64_t i = 0; i < count; ++i) m[i] = T(1);
+    return 0;
+  }
+  if (op.mask.data != nullptr) {
+    read_row(op.mask, n, op.mask.channel == 0 ? 0 : c, z, y, x, count, buffer);
+  } else {
+    SIMD for (int64_t i = 0; i < count; ++i) buffer[i] = T(1);
+  }
+  int invalid = 0;
   SIMD_REDUCE(+ : invalid) for (int64_t i = 0; i < count; ++i) {
-    const T t = label[i];
-    const bool in = (t >= T(0)) & (t <= top);
-    const T safe = in ? t : T(0);
-    const bool fits = in & ((!whole) | (safe == static_cast<T>(static_cast<int32_t>(safe))));
-    const bool kept = (t != ignore) & ((!masked) | (buffer[masked ? i : 0] != T(0)));
+    const bool in = (label[i] >= T(0)) & (label[i] <= top);
+    const T t = in ? label[i] : T(0);
+    const bool fits = in & ((!fraction) | (t == static_cast<T>(static_cast<int32_t>(t))));
+    const bool kept = (label[i] != ignore) & (buffer[i] != T(0));
     invalid += kept & !fits;
     m[i] = kept & fits ? T(1) : T(0);
     label[i] = kept & fits ? t : T(0);
@@ -640,33 +657,33 @@ struct SsimPolicy : LossPolicy<Float> {
               int64_t last) const {
     const T *mp = s + MEAN_A * width, *vp = s + VAR_A * width, *my = s + MEAN_B * width, *vy = s + VAR_B * width;
     const T *cov = s + COV * width, c1 = static_cast<T>(ssim.c1), c2 = static_cast<T>(ssim.c2);
-    const bool contrast = ssim.contrast;
+    const T shade = ssim.contrast ? T(0) : T(1);  // whether the luminance counts
     T* u = own(2, width);
     this->invalid += weights(z, y, x, length, u, width);
     T total = 0, seen = 0;
     SIMD_REDUCE(+ : total, seen) for (int64_t i = first; i < last; ++i) {
       const T similar = (T(2) * cov[i] + c2) / (vp[i] + vy[i] + c2);
-      const T bright = contrast ? T(1) : (T(2) * mp[i] * my[i] + c1) / (mp[i] * mp[i] + my[i] * my[i] + c1);
-      total += u[i] == T(0) ? T(0) : u[i] * (bright * similar);
+      const T light = (T(2) * mp[i] * my[i] + c1) / (mp[i] * mp[i] + my[i] * my[i] + c1);
+      const T value = u[i] * similar * (shade * light + (T(1) - shade));
+      total += u[i] == T(0) ? T(0) : value;
       seen += u[i];
     }
     sum += total;
     count += seen;
     if (adjoint == nullptr) return;
     const T k = factor;
+    T *by_mean = adjoint + G_MEAN * width, *by_var = adjoint + G_VAR * width, *by_cov = adjoint + G_COV * width;
+    T *at_a = adjoint + AT_A * width, *at_b = adjoint + AT_B * width;
     SIMD for (int64_t i = 0; i < length; ++i) {
-      const T by_spread = T(1) / (vp[i] + vy[i] + c2), by_mean = T(1) / (mp[i] * mp[i] + my[i] * my[i] + c1);
-      const T similar = (T(2) * cov[i] + c2) * by_spread;
-      const T light = (T(2) * mp[i] * my[i] + c1) * by_mean;
-      const T bright = contrast ? T(1) : light;
-      const T g = k * u[i];
-      const bool counts = u[i] != T(0);
-      const T slope = contrast ? T(0) : g * similar * T(2) * (my[i] - mp[i] * light) * by_mean;
-      adjoint[G_MEAN * width + i] = counts ? slope : T(0);
-      adjoint[G_VAR * width + i] = counts ? T(-2) * g * bright * similar * by_spread : T(0);
-      adjoint[G_COV * width + i] = counts ? T(2) * g * bright * by_spread : T(0);
-      adjoint[AT_A * width + i] = mp[i];
-      adjoint[AT_B * width + i] = my[i];
+      const T spread = T(1) / (vp[i] + vy[i] + c2), bright = T(1) / (mp[i] * mp[i] + my[i] * my[i] + c1);
+      const T similar = (T(2) * cov[i] + c2) * spread, light = (T(2) * mp[i] * my[i] + c1) * bright;
+      const T g = k * u[i], slope = T(2) * g * (shade * light + (T(1) - shade)) * spread;
+      const T mean = shade * g * similar * T(2) * (my[i] - mp[i] * light) * bright, var = -slope * similar;
+      by_mean[i] = u[i] == T(0) ? T(0) : mean;
+      by_var[i] = u[i] == T(0) ? T(0) : var;
+      by_cov[i] = u[i] == T(0) ? T(0) : slope;
+      at_a[i] = mp[i];
+      at_b[i] = my[i];
     }
   }
 
@@ -770,14 +787,12 @@ struct CmsslPolicy : LossPolicy<Float> {
 
   void pixel(int64_t z, int64_t y, int64_t x, int64_t length, const T* gradient, const T* adjoint,
              int64_t width) const {
-    T* total = own(7, width);
+    T *total = own(7, width), *none = own(8, width);
     const bool detach = cmssl.detach;
-    const T* own_window = adjoint == nullptr ? nullptr : adjoint + DIRECT * width;
-    SIMD for (int64_t i = 0; i < length; ++i) total[i] = detach ? T(0) : gradient[i];
-    if (adjoint != nullptr && !detach) {
-      SIMD for (int64_t i = 0; i < length; ++i) total[i] += own_window[i];
-    }
-    this->finish(z, y, x, length, total, adjoint == nullptr ? nullptr : adjoint + ENTROPY * width, width);
+    if (adjoint == nullptr) clear(none, length);
+    const T* a = adjoint == nullptr ? none : adjoint + DIRECT * width;
+    SIMD for (int64_t i = 0; i < length; ++i) total[i] = detach ? T(0) : gradient[i] + a[i];
+    this->finish(z, y, x, length, total, adjoint == nullptr ? none : adjoint + ENTROPY * width, width);
   }
 };
 
