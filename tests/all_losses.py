@@ -46,6 +46,11 @@ class Variant:
         return ",".join([self.name, *(f"{name}={value}" for name, value in self.settings.items())])
 
     @property
+    def windowed(self) -> bool:
+        """A pixel's part depends on its neighbours."""
+        return issubclass(getattr(sf, self.name), sf.losses.structural_similarity.WindowLoss)
+
+    @property
     def compound(self) -> bool:
         return issubclass(getattr(sf, self.name), sf.CompoundLoss)
 
@@ -86,9 +91,21 @@ VARIANTS: list[Variant] = [
         "ExponentialLogarithmicLoss", {}, {"w_dice": 0.3, "w_cross": 0.6, "gamma_dice": 0.7, "gamma_cross": 0.9}
     ),
     *_variants("UnifiedFocalLoss", {}, {"lam": 0.3, "delta": 0.7, "gamma": 0.2, "asymmetric": False}),
+    *_variants("CMSSLLoss", {}, {"window": 5, "sigma": 1.1, "beta": 0.3, "e_max_scope": "sample", "lambda_ce": 0.5}),
+    *_variants("CMSSLLoss", {"threshold": 0.2, "kernel": "box", "C4": 0.1, "eps_var": 1e-4, "padding": "zeros"}),
+    *_variants("CMSSLLoss", {"detach_e": True, "activation": "sigmoid"}),
+    *_variants("SSIMLoss", {"window": 3, "padding": "zeros"}),
+    *_variants(
+        "SSIMLoss",
+        {"window": 5, "sigma": 0.8, "kernel": "box", "padding": "zeros", "data_range": 1.5, "k1": 0.05, "k2": 0.1},
+        {"window": 3, "padding": "zeros", "scale_weights": (0.4, 0.6)},
+    ),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
 ]
+
+#: What the defaults need to fit into the small images of the tests.
+FITTING = {"SSIMLoss": {"window": 3, "padding": "zeros"}}
 
 #: A variant and a mode: every mode for the first variant of a class, one in turn for the others.
 FIRST = {variant.name: variant for variant in reversed(VARIANTS)}

@@ -22,6 +22,28 @@ OPS = {  # every file that the op must have
         "tests/ops/test_{}.py",
         "benchmarks/ops/bench_{}.py",
     ],
+    "local_moments": [
+        "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+        "benchmarks/ops/bench_{}.py",
+    ],
+    "ssim": [
+        "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+    ],
+    "cmssl": [
+        "csrc/cpp/{}.cpp",
+        "python/segfuse/ops/{}.py",
+        "python/segfuse/backends/cpp/{}.py",
+        "python/segfuse/backends/reference/{}.py",
+        "tests/ops/test_{}.py",
+    ],
     "formula": [
         "csrc/cpp/{}.cpp",
         "python/segfuse/ops/{}.py",
@@ -67,6 +89,10 @@ def test_numbers_agree_with_the_native_interface():
     from segfuse.ops import formula
 
     assert spelled(enum("Op", re.sub(r"//[^\n]*", "", text("csrc/cpp/formula.cpp")))) == formula.OPS
+    from segfuse.ops import cmssl, local_moments
+
+    assert spelled(enum("Scope")) == list(cmssl.SCOPES)
+    assert f"MAX_RADIUS = {local_moments.MAX_SIZE // 2};" in header
     cpp = pytest.importorskip("segfuse.backends.cpp.pixel_stats")
     short = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
     ours = [re.sub(r"^[a-z]+(?=\d)", lambda m: short[m[0]], str(d).removeprefix("torch.")) for d in cpp.DTYPE]

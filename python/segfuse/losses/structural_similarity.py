@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops import cmssl, ssim
+from ..ops import cmssl, local_moments, ssim
 from ..ops.local_moments import Kernel, Padding, Window, make_window
 from ..ops.pixel_stats import Geometry, Tensors
 from ._base import Loss, Options, number, one_of, snake, weights_tuple
@@ -54,6 +54,16 @@ class WindowLoss(Loss):
     @property
     def fusable(self) -> bool:
         return False
+
+    op: str  # that runs it
+
+    def path(self, x: Tensors, g: Geometry) -> tuple[str, bool]:
+        """The backend, and whether its fused kernel takes this call."""
+        window = self.window_for(g.spatial)
+        module = local_moments.backend(x.input, window, self.op)
+        name = module.__name__.split(".")[-2]
+        fused = name != "reference" and local_moments.takes_fused(g, window)
+        return name, fused and (self.op != "cmssl" or self.reduction != "none")
 
     def windowed(self, x: Tensors, g: Geometry) -> Tensor:
         """The loss, reduced, in float64 or in the type of computation."""
@@ -111,6 +121,8 @@ class SSIMLoss(WindowLoss):
     See :class:`WindowLoss` for ignored pixels and weights: a group's value is a mean of its windows by weight.
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861; Wang et al. 2003, doi:10.1109/ACSSC.2003.1292216 (scales).
     """
+
+    op = "ssim"
 
     def __init__(
         self,
@@ -195,6 +207,8 @@ class CMSSLLoss(WindowLoss):
     An infinite cross-entropy (a logit of -inf at the target class) passes no gradient through e.
     Source: Zhao et al. 2019 (arXiv 1910.08711); Jadon II-N.
     """
+
+    op = "cmssl"
 
     def __init__(
         self,
@@ -281,4 +295,4 @@ class CMSSLLoss(WindowLoss):
                 else CrossEntropyLoss(**options)
             )
             self.__dict__["_entropy"] = (self._state(), loss)
-        return self._entropy[1]  # type: ignore[no-any-return]
+        return self._entropy[1]

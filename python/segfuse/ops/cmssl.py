@@ -38,7 +38,7 @@ class _Cmssl(torch.autograd.Function):
             raise_invalid(x, g)
         ctx.geometry, ctx.settings = g, o
         ctx.save_for_backward(*x, threshold)
-        return sums  # type: ignore[no-any-return]
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -55,7 +55,7 @@ def make_window(
 ) -> Window:
     """Checks the settings of a window against the spatial shape it moves over."""
     return _make_window(
-        tuple(size) if isinstance(size, list | tuple) else size,  # type: ignore[arg-type]
+        tuple(size) if isinstance(size, list | tuple) else size,
         tuple(sigma) if isinstance(sigma, list | tuple) else sigma,
         kernel,
         padding,
@@ -147,7 +147,7 @@ class _LocalMoments(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
         ctx.window = window
         ctx.save_for_backward(a, b)
-        return backend(a, window).forward(a, b, window)  # type: ignore[no-any-return]
+        return backend(a, window).forward(a, b, window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -163,7 +163,7 @@ class _LocalMoments(torch.autograd.Function):
 def moments(a: Tensor, b: Tensor | None, window: Window) -> Moments:
     """Differentiable moments of images that were checked."""
     rows = _LocalMoments.apply(a, b, window)
-    return Moments(*rows) if b is not None else Moments(*rows, None, None, None)
+    return Moments(*rows, *(None,) * (5 - len(rows)))
 
 
 def local_moments(

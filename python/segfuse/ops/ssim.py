@@ -34,9 +34,9 @@ class _Ssim(torch.autograd.Function):
         sums, invalid, grad = local_moments.backend(input, o.window, "ssim").forward(x, g, o, ahead)
         if invalid:
             raise_invalid(x, g)
-        ctx.geometry, ctx.settings, ctx.ahead = g, o, grad
+        ctx.geometry, ctx.settings, ctx.by_group, ctx.ahead = g, o, ahead, grad
         ctx.save_for_backward(*x)
-        return sums  # type: ignore[no-any-return]
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -49,7 +49,9 @@ class _Ssim(torch.autograd.Function):
             return grad, None, None, None, None
         ahead, ctx.ahead = ctx.ahead, None
         by_sum = grads[0][0]
-        if ahead is not None:
+        if ctx.by_group:
+            if ahead is None:  # it was given away: this is the second time
+                ahead = local_moments.backend(x.input, o.window, "ssim").forward(x, g, o, True)[2]
             view = ahead if ahead.ndim == len(g.shape) else ahead.unsqueeze(1)
             view.mul_(by_sum.to(view.dtype).reshape(*g.shape[:2], *(1,) * len(g.spatial)))
             return ahead, None, None, None, None
