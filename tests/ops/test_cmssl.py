@@ -45,7 +45,7 @@ def test_matches_reference(name, dtype):
     fast = run(x, y, call, case, available("cmssl")[0])
     for e, p, f, what in zip(exact, plain, fast, ("total", "selected", "gradient")):
         if name.endswith("one_pixel"):  # the rounding of one number is luck
-            close(f, e, 1e-5 if dtype == torch.float32 else 1e-2)
+            close(f, e, 1e-4 if dtype == torch.float32 else 1e-2)
         else:
             within_rounding(f, p, e, dtype, what)
 
