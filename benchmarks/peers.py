@@ -170,6 +170,30 @@ def boundary(logits: Tensor, labels: Tensor) -> Tensor:
     return (phi * p).mean()
 
 
+def ssim(logits: Tensor, labels: Tensor) -> Tensor:
+    """Every class of every sample is an image; windows of 11 inside it, as three convolutions along one axis each."""
+    if logits.shape[1] == 1:
+        p, y = logits.sigmoid(), labels.to(logits.dtype)
+    else:
+        p, y = logits.softmax(1), F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    axes = logits.ndim - 2
+    g = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    g = g / g.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        x = x.flatten(0, 1).unsqueeze(1)
+        for axis in range(axes):
+            shape = [1] * axes
+            shape[axis] = 11
+            x = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, g.reshape(1, 1, *shape))
+        return x
+
+    mp, my = blur(p), blur(y)
+    vp, vy, cov = blur(p * p) - mp * mp, blur(y * y) - my * my, blur(p * y) - mp * my
+    similarity = (2 * mp * my + 1e-4) * (2 * cov + 9e-4) / ((mp * mp + my * my + 1e-4) * (vp + vy + 9e-4))
+    return 1 - similarity.mean()
+
+
 def compiled(function: LossFunction) -> LossFunction:
     """`torch.compile` of plain code for one fixed shape, compiled anew."""
     torch._dynamo.reset()
@@ -214,6 +238,7 @@ LOSSES: dict[str, Loss] = {
     "dice_ce": Loss("Dice + CE", lambda sf, **o: sf.DiceCELoss(**o), dice_ce, ("dice", "ce")),
     "combo": Loss("Combo", lambda sf, **o: sf.ComboLoss(**o), combo, ("dice", "ce")),
     "dice_focal": Loss("Dice + focal", lambda sf, **o: sf.DiceFocalLoss(**o), dice_focal, ("dice", "focal")),
+    "ssim": Loss("SSIM", lambda sf, **o: sf.SSIMLoss(**o), ssim),
     "four": Loss("Focal + Dice + Tversky + CE", _four, four, ("focal", "dice", "tversky", "ce")),
     "hausdorff_dt": Loss(
         "Hausdorff distance", lambda sf, **o: sf.HausdorffDTLoss(**o), hausdorff_dt, shapes=DISTANCE, compiles=False
@@ -267,6 +292,19 @@ def weighted(*terms: tuple[float, LossFunction]) -> LossFunction:
     return lambda logits, labels: sum((weight * term(logits, labels) for weight, term in terms), start=torch.zeros(()))
 
 
+def images(build: Callable[[int], LossFunction], classes: int) -> LossFunction:
+    """A loss on pairs of images, from its number of spatial axes; users bring probabilities and one-hot labels."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        call = build(logits.ndim - 2)
+        if classes == 1:
+            return call(logits.sigmoid(), labels)
+        labels = labels.squeeze(1) if labels.ndim == logits.ndim else labels
+        return call(logits.softmax(1), F.one_hot(labels, classes).movedim(-1, 1).to(logits.dtype))
+
+    return loss
+
+
 def monai(classes: int) -> dict[str, Peer]:
     m = part("monai", "losses")
     activation = {"sigmoid": True} if classes == 1 else {"softmax": True, "to_onehot_y": True}
@@ -291,6 +329,7 @@ def monai(classes: int) -> dict[str, Peer]:
         "combo": Peer(m.DiceCELoss(lambda_dice=0.5, lambda_ce=0.25, **smooth)),
         "dice_focal": Peer(dice_focal),
         "four": Peer(weighted((1.0, dice_ce), (classes, focal), (1.0, tversky))),
+        "ssim": Peer(images(lambda axes: m.ssim_loss.SSIMLoss(spatial_dims=axes), classes)),
     }
 
 
@@ -326,10 +365,12 @@ def smp(classes: int) -> dict[str, Peer]:
 
 def kornia(classes: int) -> dict[str, Peer]:
     k = part("kornia", "losses")
+    similarity = images(lambda axes: (k.SSIMLoss if axes == 2 else k.SSIM3DLoss)(11, padding="valid"), classes)
     if classes == 1:  # dice_loss and tversky_loss take a softmax over the one channel: constant
         return {
             "focal": Peer(k.BinaryFocalLossWithLogits(alpha=0.25, gamma=2.0, reduction="mean")),
             "lovasz": Peer(lambda logits, labels: k.lovasz_hinge_loss(logits.flatten(3), labels[:, 0].flatten(2))),
+            "ssim": Peer(similarity, scale=2),
         }
 
     def image(loss: LossFunction) -> LossFunction:
@@ -348,6 +389,7 @@ def kornia(classes: int) -> dict[str, Peer]:
         "combo": Peer(weighted((0.5, dice), (0.25, F.cross_entropy)), present),
         "dice_focal": Peer(weighted((1.0, dice), (classes, focal)), present),
         "four": Peer(weighted((classes, focal), (1.0, dice), (1.0, tversky), (1.0, F.cross_entropy)), present),
+        "ssim": Peer(similarity, scale=2),
     }
 
 
@@ -358,17 +400,29 @@ def torchvision(classes: int) -> dict[str, Peer]:
     return {"focal": Peer(lambda logits, labels: sigmoid_focal_loss(logits, labels, 0.25, 2.0, "mean"))}
 
 
+def pytorch_msssim(classes: int) -> dict[str, Peer]:
+    m = part("pytorch_msssim", "ssim")
+
+    def build(axes: int) -> LossFunction:
+        similarity = m.SSIM(data_range=1.0, channel=classes, spatial_dims=axes)
+        return lambda p, y: 1 - similarity(p, y)
+
+    return {"ssim": Peer(images(build, classes))}
+
+
 LIBRARIES: dict[str, Callable[[int], dict[str, Peer]]] = {
     "monai": monai,
     "smp": smp,
     "kornia": kornia,
     "torchvision": torchvision,
+    "pytorch_msssim": pytorch_msssim,
 }
 PACKAGES = {
     "monai": "monai",
     "smp": "segmentation-models-pytorch",
     "kornia": "kornia",
     "torchvision": "torchvision",
+    "pytorch_msssim": "pytorch-msssim",
 }  # as named on installation
 
 

@@ -229,6 +229,71 @@ struct PairwiseHausdorff {
 
 // losses [N, C - first]: the weighted Hausdorff distance of every group. Writes pair.grad as well.
 void pairwise_hausdorff_forward(const PairwiseHausdorff& op, double* losses, int threads);
+// Windows along up to three spatial axes, outer to inner; an axis that is missing in front has length 1 and radius 0.
+// Weights of an axis are symmetric and add up to 1. Pixels outside the image are 0.
+constexpr int MAX_RADIUS = 32;
+
+struct Windows {
+  int64_t N, C, shape[3];
+  int radius[3];
+  double weight[3][2 * MAX_RADIUS + 1];
+  bool valid;  // only windows that lie inside the image
+};
+
+// A window belongs to its centre pixel. Results are [N, C, centres], dense, float64 for a float64 input, else float32.
+struct LocalMoments {
+  Windows windows;
+  View a, b;     // b: the second image, or absent
+  View output;   // gradient of a
+  void* row[5];  // mean and variance of a, mean and variance of b, covariance; backward: their gradients or nullptr
+};
+
+void local_moments_forward(const LocalMoments& op, int threads);
+void local_moments_backward(const LocalMoments& op, int threads);
+
+// What the losses on windows have in common. An ignored pixel is p = y = 0 in the windows of its neighbours, like the
+// padding, and its own window does not count. Buffers have the type of computation.
+struct WindowLoss {
+  Windows windows;
+  Activation activation;
+  bool exclusive;     // a pixel has one cross-entropy, that of its class
+  bool index_target;  // exclusive classes need one
+  int64_t ignore_index;
+  int64_t first_class;  // 1 leaves out the background
+  View input, target, weight, mask;
+  View output;                // gradient (N, C, *)
+  const double* coefficient;  // [N, C], derivative of the loss by the sum of each group
+  void* probability;          // [N, C, S], buffer of softmax
+  void* entropy;              // [N, S], buffer of softmax: -log p of the target class
+  void* grad_probability;     // [N, C, S], buffer of the backward of softmax
+  void* grad_entropy;         // [N, S], likewise
+};
+
+enum Scope : int { BATCH, SAMPLE, CLASS, FIXED };
+
+struct Cmssl {
+  WindowLoss loss;
+  double c4, variance_eps, beta;
+  Scope scope;        // of the largest e; FIXED: beta is the threshold itself
+  bool detach;        // e is a constant
+  void* error;        // [N, C, S], buffer of the forward pass: e
+  double* threshold;  // [N, C]
+};
+
+// sums [2, N, C]: sum u f e l and sum f. Returns the number of targets and weights out of range.
+int64_t cmssl_forward(const Cmssl& op, double* sums, int threads);
+void cmssl_backward(const Cmssl& op, int threads);
+
+struct Ssim {
+  WindowLoss loss;
+  double c1, c2;
+  bool contrast;  // without the luminance factor
+};
+
+// sums [2, N, C]: sum u SSIM and sum u over the windows; with `output` the same sweep writes the gradient. Returns as
+// above.
+int64_t ssim_forward(const Ssim& op, double* sums, int threads);
+void ssim_backward(const Ssim& op, int threads);
 
 const char* isa_used();
 const char* isa_found();  // space separated

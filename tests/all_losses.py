@@ -75,6 +75,11 @@ class Variant:
         return self.name == "HausdorffERLoss"
 
     @property
+    def windowed(self) -> bool:
+        """A pixel's part depends on its neighbours."""
+        return issubclass(getattr(sf, self.name), sf.losses.structural_similarity.WindowLoss)
+
+    @property
     def compound(self) -> bool:
         return issubclass(getattr(sf, self.name), sf.CompoundLoss)
 
@@ -132,9 +137,21 @@ VARIANTS: list[Variant] = [
     *_variants("HausdorffCVLoss", {"radii": (1, 2)}, {"alpha": 1.0, "radii": (2,)}),
     *_variants("HausdorffCVLoss", {"radii": (1, 3), "hard": "argmax"}, modes=("multiclass",)),
     *_variants("WeightedHausdorffLoss", {}, {"alpha": -2.5, "eps": 1e-4}, {"alpha": -math.inf}, {"form": "power_min"}),
+    *_variants("CMSSLLoss", {}, {"window": 5, "sigma": 1.1, "beta": 0.3, "e_max_scope": "sample", "lambda_ce": 0.5}),
+    *_variants("CMSSLLoss", {"threshold": 0.2, "kernel": "box", "C4": 0.1, "eps_var": 1e-4, "padding": "zeros"}),
+    *_variants("CMSSLLoss", {"detach_e": True, "activation": "sigmoid"}),
+    *_variants("SSIMLoss", {"window": 3, "padding": "zeros"}),
+    *_variants(
+        "SSIMLoss",
+        {"window": 5, "sigma": 0.8, "kernel": "box", "padding": "zeros", "data_range": 1.5, "k1": 0.05, "k2": 0.1},
+        {"window": 3, "padding": "zeros", "scale_weights": (0.4, 0.6)},
+    ),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
 ]
+
+#: What the defaults need to fit into the small images of the tests.
+FITTING = {"SSIMLoss": {"window": 3, "padding": "zeros"}}
 
 #: A variant and a mode: every mode for the first variant of a class, one in turn for the others.
 FIRST = {variant.name: variant for variant in reversed(VARIANTS)}

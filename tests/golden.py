@@ -135,6 +135,15 @@ _HD_DT, _BOUNDARY, _SHAPE, _DISTANCE_CE, _UNET, _BLOB = map(
 
 _ER, _CV, _WHD = map(_of, (sf.HausdorffERLoss, sf.HausdorffCVLoss, sf.WeightedHausdorffLoss))
 
+_CMSSL = _of(sf.CMSSLLoss)
+
+
+def _SSIM(case: dict[str, Any]) -> sf.SSIMLoss:
+    """The file has the constants C = (k data_range)^2."""
+    found = options(case)
+    return sf.SSIMLoss(k1=found.pop("C1") ** 0.5, k2=found.pop("C2") ** 0.5, **found)
+
+
 TABLE: dict[str, Build] = {
     "bce.mean": _CE,
     "bce.sum": _CE,
@@ -207,6 +216,11 @@ TABLE: dict[str, Build] = {
     "mcc.default": _MCC,
     "mcc.batch": _MCC,
     "mcc.multiclass_batch": _MCC,
+    "cmssl.default": _CMSSL,
+    "cmssl.detached": _CMSSL,
+    "cmssl.window5": _CMSSL,
+    "cmssl.multiclass": _CMSSL,
+    "ssim.valid5": _SSIM,
     "combo.default": _COMBO,
     "combo.asym": _COMBO,
     "combo.multiclass": _COMBO,
@@ -244,13 +258,6 @@ TABLE: dict[str, Build] = {
     "whd.v1": _WHD,
 }
 
-# Losses of later releases. The list only ever gets shorter.
-_LATER = {
-    "cmssl": "default detached window5 multiclass",
-    "ssim": "valid5",
-}
-LATER = frozenset(f"{loss}.{name}" for loss, names in _LATER.items() for name in names.split())
-
 EDGES: dict[str, Build] = (
     {"whd.empty": _WHD}
     | {  # constant targets; without "empty" or "full" every pixel is ignored
@@ -271,6 +278,7 @@ EDGES: dict[str, Build] = (
             "mcc.": _MCC,
             "self_adj_dice.pixel_": _DSC,
             "tloss.": _T,
+            "cmssl.": _CMSSL,
             "combo.": _COMBO,
             "exp_log.": _EXP_LOG,
             "unified_focal.asym_": _UNIFIED,
@@ -299,13 +307,9 @@ EDGES: dict[str, Build] = (
             "log_cosh_dice": _LOG_COSH,
             "hausdorff_dt": _HD_DT,
             "boundary": _BOUNDARY,
+            "cmssl": _CMSSL,
             "lovasz_hinge": _LOVASZ,
             "lovasz_softmax": _LOVASZ,
         }.items()
     }
 )
-
-_EDGES_LATER = {
-    "cmssl": "empty full all_ignored",
-}
-EDGES_LATER = frozenset(f"{loss}.{name}" for loss, names in _EDGES_LATER.items() for name in names.split())

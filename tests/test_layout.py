@@ -30,6 +30,9 @@ OPS = {  # and the others
     "pairwise_hausdorff": [KERNELS, BENCHMARK],
     "lovasz_extension": [KERNELS, BENCHMARK],
     "top_k": [],
+    "local_moments": [KERNELS, BENCHMARK],
+    "ssim": [],  # these two share the kernels and the benchmark of local_moments
+    "cmssl": [],
 }
 FUNCTIONS = {  # native functions, where they are not op_forward and op_backward
     "distance_transform_edt": ("distance_transform_edt",),
@@ -77,6 +80,10 @@ def test_numbers_agree_with_the_native_interface():
     from segfuse.ops import formula
 
     assert spelled(enum("Op", re.sub(r"//[^\n]*", "", text("csrc/cpp/formula.cpp")))) == formula.OPS
+    from segfuse.ops import cmssl, local_moments
+
+    assert spelled(enum("Scope")) == list(cmssl.SCOPES)
+    assert f"MAX_RADIUS = {local_moments.MAX_SIZE // 2};" in header
     cpp = pytest.importorskip("segfuse.backends.cpp.pixel_stats")
     short = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
     ours = [re.sub(r"^[a-z]+(?=\d)", lambda m: short[m[0]], str(d).removeprefix("torch.")) for d in cpp.DTYPE]

@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <optional>
@@ -96,6 +97,73 @@ struct Pass {
     call.output.data = reinterpret_cast<char*>(output);
     call.upstream.data = reinterpret_cast<char*>(upstream);
     call.coefficient = reinterpret_cast<const double*>(coefficient);
+    return call;
+  }
+};
+
+// The same for windows: at most three spatial axes, none merged, the last one innermost.
+Windows windows(const std::vector<int64_t>& shape, const std::vector<std::vector<double>>& weights, bool valid) {
+  if (shape.size() < 3 || shape.size() > 5 || weights.size() != shape.size() - 2)
+    throw std::length_error("windows have one to three spatial axes, each with weights");
+  Windows w{shape[0], shape[1], {1, 1, 1}, {}, {}, valid};
+  for (int d = 0; d < 3; ++d) w.weight[d][0] = 1;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const size_t d = i + 3 - weights.size();
+    if (weights[i].size() % 2 == 0 || weights[i].size() > 2 * MAX_RADIUS + 1)
+      throw std::length_error("a window has an odd number of weights, at most 65");
+    w.shape[d] = shape[2 + i];
+    w.radius[d] = static_cast<int>(weights[i].size() / 2);
+    std::copy(weights[i].begin(), weights[i].end(), w.weight[d]);
+  }
+  return w;
+}
+
+View window_view(const py::object& tensor) {
+  const Layout t = layout(tensor);
+  View v;
+  if (!t.present) return v;
+  v.dtype = t.dtype;
+  v.batch = t.strides[0];
+  v.channel = t.strides[1];
+  const size_t axes = t.strides.size() - 2;
+  for (size_t i = 0; i < axes; ++i) v.spatial[i + 3 - axes] = t.strides[2 + i];
+  return v;
+}
+
+View at(View v, uintptr_t data) {
+  v.data = reinterpret_cast<char*>(data);
+  return v;
+}
+
+struct MomentsPass {
+  LocalMoments op{};
+  LocalMoments with(uintptr_t a, uintptr_t b, uintptr_t output, const std::vector<uintptr_t>& rows) const {
+    if (rows.size() != 5) throw std::length_error("five rows: two means, two variances and a covariance");
+    LocalMoments call = op;
+    call.a = at(op.a, a);
+    call.b = at(op.b, b);
+    call.output = at(op.output, output);
+    for (int i = 0; i < 5; ++i) call.row[i] = reinterpret_cast<void*>(rows[i]);
+    return call;
+  }
+};
+
+struct WindowPass {
+  WindowLoss op{};
+  WindowLoss with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output,
+                  uintptr_t coefficient, const std::vector<uintptr_t>& buffers) const {
+    if (buffers.size() != 4) throw std::length_error("four buffers: p, -log p and their gradients");
+    WindowLoss call = op;
+    call.input = at(op.input, input);
+    call.target = at(op.target, target);
+    call.weight = at(op.weight, weight);
+    call.mask = at(op.mask, mask);
+    call.output = at(op.output, output);
+    call.coefficient = reinterpret_cast<const double*>(coefficient);
+    call.probability = reinterpret_cast<void*>(buffers[0]);
+    call.entropy = reinterpret_cast<void*>(buffers[1]);
+    call.grad_probability = reinterpret_cast<void*>(buffers[2]);
+    call.grad_entropy = reinterpret_cast<void*>(buffers[3]);
     return call;
   }
 };
@@ -332,6 +400,116 @@ PYBIND11_MODULE(_cpp, m) {
             pointer<double>(losses), threads);
       },
       py::kw_only(), "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "losses"_a, "threads"_a);
+
+  py::class_<MomentsPass>(m, "MomentsPass")
+      .def(py::init([](const std::vector<int64_t>& shape, const std::vector<std::vector<double>>& weights, bool valid,
+                       const py::object& a, const py::object& b, const py::object& output) {
+             MomentsPass pass;
+             pass.op.windows = windows(shape, weights, valid);
+             pass.op.a = window_view(a);
+             pass.op.b = window_view(b);
+             pass.op.output = window_view(output);
+             return pass;
+           }),
+           py::kw_only(), "shape"_a, "weights"_a, "valid"_a, "a"_a, "b"_a, "output"_a);
+  py::class_<WindowPass>(m, "WindowPass")
+      .def(py::init([](const std::vector<int64_t>& shape, const std::vector<std::vector<double>>& weights, bool valid,
+                       int activation, bool exclusive, bool index_target, int64_t ignore_index, int64_t first_class,
+                       const py::object& input, const py::object& target, const py::object& weight,
+                       const py::object& mask, const py::object& output) {
+             WindowPass pass;
+             WindowLoss& op = pass.op;
+             op.windows = windows(shape, weights, valid);
+             op.activation = static_cast<Activation>(activation);
+             op.exclusive = exclusive;
+             op.index_target = index_target;
+             op.ignore_index = ignore_index;
+             op.first_class = first_class;
+             op.input = window_view(input);
+             op.target = window_view(target);
+             op.weight = window_view(weight);
+             op.mask = window_view(mask);
+             op.output = window_view(output);
+             return pass;
+           }),
+           py::kw_only(), "shape"_a, "weights"_a, "valid"_a, "activation"_a, "exclusive"_a, "index_target"_a,
+           "ignore_index"_a, "first_class"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "output"_a);
+
+  m.def(
+      "local_moments_forward",
+      [](const MomentsPass& layout, uintptr_t a, uintptr_t b, const std::vector<uintptr_t>& rows, int threads) {
+        py::gil_scoped_release release;
+        local_moments_forward(layout.with(a, b, 0, rows), threads);
+      },
+      py::kw_only(), "layout"_a, "a"_a, "b"_a, "rows"_a, "threads"_a);
+  m.def(
+      "local_moments_backward",
+      [](const MomentsPass& layout, uintptr_t a, uintptr_t b, uintptr_t grad_a, const std::vector<uintptr_t>& rows,
+         int threads) {
+        py::gil_scoped_release release;
+        local_moments_backward(layout.with(a, b, grad_a, rows), threads);
+      },
+      py::kw_only(), "layout"_a, "a"_a, "b"_a, "grad_a"_a, "rows"_a, "threads"_a);
+
+  m.def(
+      "cmssl_forward",
+      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         const std::vector<uintptr_t>& buffers, double c4, double variance_eps, double beta, int scope, uintptr_t error,
+         uintptr_t threshold, uintptr_t sums, int threads) {
+        py::gil_scoped_release release;
+        const Cmssl op{layout.with(input, target, weight, mask, 0, 0, buffers),
+                       c4,
+                       variance_eps,
+                       beta,
+                       static_cast<Scope>(scope),
+                       false,
+                       pointer<void>(error),
+                       pointer<double>(threshold)};
+        return cmssl_forward(op, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
+      "beta"_a, "scope"_a, "error"_a, "threshold"_a, "sums"_a, "threads"_a);
+  m.def(
+      "cmssl_backward",
+      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         const std::vector<uintptr_t>& buffers, double c4, double variance_eps, bool detach, uintptr_t threshold,
+         uintptr_t coefficient, uintptr_t grad_input, int threads) {
+        py::gil_scoped_release release;
+        const Cmssl op{layout.with(input, target, weight, mask, grad_input, coefficient, buffers),
+                       c4,
+                       variance_eps,
+                       0,
+                       FIXED,
+                       detach,
+                       nullptr,
+                       pointer<double>(threshold)};
+        cmssl_backward(op, threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
+      "detach"_a, "threshold"_a, "coefficient"_a, "grad_input"_a, "threads"_a);
+
+  m.def(
+      "ssim_forward",
+      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t grad_input,
+         uintptr_t sums, int threads) {
+        py::gil_scoped_release release;
+        const Ssim op{layout.with(input, target, weight, mask, grad_input, 0, buffers), c1, c2, contrast};
+        return ssim_forward(op, pointer<double>(sums), threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
+      "grad_input"_a, "sums"_a, "threads"_a);
+  m.def(
+      "ssim_backward",
+      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+         const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t coefficient,
+         uintptr_t grad_input, int threads) {
+        py::gil_scoped_release release;
+        const Ssim op{layout.with(input, target, weight, mask, grad_input, coefficient, buffers), c1, c2, contrast};
+        ssim_backward(op, threads);
+      },
+      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
+      "coefficient"_a, "grad_input"_a, "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),

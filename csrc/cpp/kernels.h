@@ -172,5 +172,25 @@ struct PairwiseHausdorffKernels {
   void (*scatter)(const PairwiseHausdorff& op, const PairwiseGroup& group);
 };
 SEGFUSE_TABLE(PairwiseHausdorffKernels, pairwise_hausdorff)
+// A box of pixels of one plane: a task of a sweep over windows.
+struct Box {
+  int64_t n, c, begin[3], end[3];
+};
+
+// Every function works on one box, or on the rows [begin, end) of a plane, with scratch of its own.
+struct LocalMomentsKernels {
+  size_t (*scratch)(const Windows& windows, const int64_t tile[3], bool wide);
+  void (*moments)(const LocalMoments& op, const Box& box, bool backward, void* scratch);
+  // Returns the number of targets and weights out of range, as do the others.
+  int64_t (*ssim)(const Ssim& op, const Box& box, double sums[2], void* scratch);
+  int64_t (*cmssl_error)(const Cmssl& op, const Box& box, double* largest, void* scratch);
+  int64_t (*cmssl_sums)(const Cmssl& op, int64_t n, int64_t c, int64_t begin, int64_t end, double sums[2],
+                        void* scratch);
+  void (*cmssl_backward)(const Cmssl& op, const Box& box, void* scratch);
+  // Softmax of every pixel of the rows, and the gradient of the logits from that of the probabilities.
+  int64_t (*softmax)(const WindowLoss& op, int64_t n, int64_t begin, int64_t end, void* scratch);
+  void (*softmax_backward)(const WindowLoss& op, int64_t n, int64_t begin, int64_t end, void* scratch);
+};
+SEGFUSE_TABLE(LocalMomentsKernels, local_moments)
 
 }  // namespace segfuse

@@ -19,6 +19,7 @@ else:
     from .explain import explain
     from .losses import *
     from .ops.distance_transform_edt import distance_transform_edt
+    from .ops.local_moments import local_moments
     from .ops.lovasz_extension import lovasz_extension
     from .ops.pixel_stats import pixel_stats
 
@@ -27,6 +28,7 @@ else:
         "distance_transform_edt",
         "explain",
         "functional",
+        "local_moments",
         "losses",
         "lovasz_extension",
         "pixel_stats",

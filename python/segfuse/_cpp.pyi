@@ -169,5 +169,104 @@ def pairwise_hausdorff_forward(
     losses: int,
     threads: int,
 ) -> None: ...
+
+class MomentsPass:
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        weights: Sequence[Sequence[float]],
+        valid: bool,
+        a: Layout,
+        b: Layout,
+        output: Layout,
+    ) -> None: ...
+
+class WindowPass:
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        weights: Sequence[Sequence[float]],
+        valid: bool,
+        activation: int,
+        exclusive: bool,
+        index_target: bool,
+        ignore_index: int,
+        first_class: int,
+        input: Layout,
+        target: Layout,
+        weight: Layout,
+        mask: Layout,
+        output: Layout,
+    ) -> None: ...
+
+def local_moments_forward(*, layout: MomentsPass, a: int, b: int, rows: Sequence[int], threads: int) -> None: ...
+def local_moments_backward(
+    *, layout: MomentsPass, a: int, b: int, grad_a: int, rows: Sequence[int], threads: int
+) -> None: ...
+def cmssl_forward(
+    *,
+    layout: WindowPass,
+    input: int,
+    target: int,
+    weight: int,
+    mask: int,
+    buffers: Sequence[int],
+    c4: float,
+    variance_eps: float,
+    beta: float,
+    scope: int,
+    error: int,
+    threshold: int,
+    sums: int,
+    threads: int,
+) -> int: ...
+def cmssl_backward(
+    *,
+    layout: WindowPass,
+    input: int,
+    target: int,
+    weight: int,
+    mask: int,
+    buffers: Sequence[int],
+    c4: float,
+    variance_eps: float,
+    detach: bool,
+    threshold: int,
+    coefficient: int,
+    grad_input: int,
+    threads: int,
+) -> None: ...
+def ssim_forward(
+    *,
+    layout: WindowPass,
+    input: int,
+    target: int,
+    weight: int,
+    mask: int,
+    buffers: Sequence[int],
+    c1: float,
+    c2: float,
+    contrast: bool,
+    grad_input: int,
+    sums: int,
+    threads: int,
+) -> int: ...
+def ssim_backward(
+    *,
+    layout: WindowPass,
+    input: int,
+    target: int,
+    weight: int,
+    mask: int,
+    buffers: Sequence[int],
+    c1: float,
+    c2: float,
+    contrast: bool,
+    coefficient: int,
+    grad_input: int,
+    threads: int,
+) -> None: ...
 def huge_pages(*, data: int, bytes: int) -> None: ...
 def isa_info() -> IsaInfo: ...

@@ -23,6 +23,9 @@ OPS = (
     "pairwise_hausdorff",
     "lovasz_extension",
     "top_k",
+    "local_moments",
+    "ssim",
+    "cmssl",
 )
 NAMES = ("cuda", "cpp", "numba", "reference")
 _ENVIRONMENT = os.environ.get("SEGFUSE_BACKEND") or None  # read once, at import

@@ -15,6 +15,7 @@ from .lovasz import *
 from .mcc import *
 from .sensitivity_specificity import *
 from .shape_aware import *
+from .structural_similarity import *
 from .t_loss import *
 from .tversky import *
 from .unified_focal import *
@@ -48,6 +49,8 @@ __all__ = [
     "ShapeAwareLoss",
     "DistanceMapCrossEntropyLoss",
     "UNetWeightedCrossEntropyLoss",
+    "CMSSLLoss",
+    "SSIMLoss",
     "ComboLoss",
     "DiceCELoss",
     "DiceFocalLoss",
