@@ -150,14 +150,14 @@ struct MomentsPass {
 
 struct WindowPass {
   WindowLoss op{};
-  WindowLoss with(uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask, uintptr_t output,
-                  uintptr_t coefficient, const std::vector<uintptr_t>& buffers) const {
+  WindowLoss with(const Inputs& inputs, uintptr_t output, uintptr_t coefficient,
+                  const std::vector<uintptr_t>& buffers) const {
     if (buffers.size() != 4) throw std::length_error("four buffers: p, -log p and their gradients");
     WindowLoss call = op;
-    call.input = at(op.input, input);
-    call.target = at(op.target, target);
-    call.weight = at(op.weight, weight);
-    call.mask = at(op.mask, mask);
+    call.input = at(op.input, inputs[0]);
+    call.target = at(op.target, inputs[1]);
+    call.weight = at(op.weight, inputs[2]);
+    call.mask = at(op.mask, inputs[3]);
     call.output = at(op.output, output);
     call.coefficient = reinterpret_cast<const double*>(coefficient);
     call.probability = reinterpret_cast<void*>(buffers[0]);
@@ -453,11 +453,11 @@ PYBIND11_MODULE(_cpp, m) {
 
   m.def(
       "cmssl_forward",
-      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+      [](const WindowPass& layout, const Inputs& inputs,
          const std::vector<uintptr_t>& buffers, double c4, double variance_eps, double beta, int scope, uintptr_t error,
          uintptr_t threshold, uintptr_t sums, int threads) {
         py::gil_scoped_release release;
-        const Cmssl op{layout.with(input, target, weight, mask, 0, 0, buffers),
+        const Cmssl op{layout.with(inputs, 0, 0, buffers),
                        c4,
                        variance_eps,
                        beta,
@@ -467,15 +467,15 @@ PYBIND11_MODULE(_cpp, m) {
                        pointer<double>(threshold)};
         return cmssl_forward(op, pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
       "beta"_a, "scope"_a, "error"_a, "threshold"_a, "sums"_a, "threads"_a);
   m.def(
       "cmssl_backward",
-      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+      [](const WindowPass& layout, const Inputs& inputs,
          const std::vector<uintptr_t>& buffers, double c4, double variance_eps, bool detach, uintptr_t threshold,
          uintptr_t coefficient, uintptr_t grad_input, int threads) {
         py::gil_scoped_release release;
-        const Cmssl op{layout.with(input, target, weight, mask, grad_input, coefficient, buffers),
+        const Cmssl op{layout.with(inputs, grad_input, coefficient, buffers),
                        c4,
                        variance_eps,
                        0,
@@ -485,30 +485,30 @@ PYBIND11_MODULE(_cpp, m) {
                        pointer<double>(threshold)};
         cmssl_backward(op, threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
       "detach"_a, "threshold"_a, "coefficient"_a, "grad_input"_a, "threads"_a);
 
   m.def(
       "ssim_forward",
-      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+      [](const WindowPass& layout, const Inputs& inputs,
          const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t grad_input,
          uintptr_t sums, int threads) {
         py::gil_scoped_release release;
-        const Ssim op{layout.with(input, target, weight, mask, grad_input, 0, buffers), c1, c2, contrast};
+        const Ssim op{layout.with(inputs, grad_input, 0, buffers), c1, c2, contrast};
         return ssim_forward(op, pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
       "grad_input"_a, "sums"_a, "threads"_a);
   m.def(
       "ssim_backward",
-      [](const WindowPass& layout, uintptr_t input, uintptr_t target, uintptr_t weight, uintptr_t mask,
+      [](const WindowPass& layout, const Inputs& inputs,
          const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t coefficient,
          uintptr_t grad_input, int threads) {
         py::gil_scoped_release release;
-        const Ssim op{layout.with(input, target, weight, mask, grad_input, coefficient, buffers), c1, c2, contrast};
+        const Ssim op{layout.with(inputs, grad_input, coefficient, buffers), c1, c2, contrast};
         ssim_backward(op, threads);
       },
-      py::kw_only(), "layout"_a, "input"_a, "target"_a, "weight"_a, "mask"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
       "coefficient"_a, "grad_input"_a, "threads"_a);
 
   m.def(

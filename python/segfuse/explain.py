@@ -7,7 +7,6 @@ from types import ModuleType
 from torch import Tensor
 
 from .losses._base import CompoundLoss, Loss
-from .losses.structural_similarity import WindowLoss
 from .ops import pixel_stats
 
 
@@ -23,11 +22,6 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     own = loss.explanation(input, target)
     if own is not None:
         return own
-    if isinstance(loss, WindowLoss):
-        x, g = loss.check(input, target, None, None)
-        kernels, fused = loss.path(x, g)
-        how = "fused sweeps over the windows" if fused else "torch operations on local_moments"
-        return f"mode {g.mode}, {g.activation}; {loss.op} on {kernels}: {how}"
     x, call = loss.prepare(input, target, None, None)
     g, formula, backend = call.geometry, call.formula, call.backend
     sums = [*formula.plan.moments, *(f"{t.kind}({t.a:g})" for t in formula.plan.terms)]

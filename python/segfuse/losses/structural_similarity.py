@@ -10,9 +10,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..ops import cmssl, local_moments, ssim
+from ..ops.formula import one_per_class
 from ..ops.local_moments import Kernel, Padding, Window, make_window
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, Options, number, one_of, snake, weights_tuple
+from ._base import Loss, Options, number, one_of, refuse_map, snake, weights_tuple
 from .cross_entropy import CrossEntropyLoss
 from .focal import FocalLoss
 
@@ -76,8 +77,10 @@ class WindowLoss(Loss):
         *,
         weight_map: Tensor | None = None,
         mask: Tensor | None = None,
+        distance_map: None = None,
         return_terms: bool = False,
     ) -> Any:
+        refuse_map(self, distance_map)
         x, g = self.check(input, target, weight_map, mask)
         value = self.windowed(x, g).to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
         return (value, {snake(type(self).__name__): value.detach().sum()}) if return_terms else value
@@ -86,18 +89,19 @@ class WindowLoss(Loss):
         return make_window(self.window, self.sigma, self.kernel, self.padding, spatial)
 
     def first_class(self, g: Geometry) -> int:
-        return int(not self.include_background and g.shape[1] > 1)
+        return int(self.leaves_out_background(g))
+
+    def explanation(self, input: Tensor, target: Tensor) -> str:
+        x, g = self.check(input, target, None, None)
+        kernels, fused = self.path(x, g)
+        how = "fused sweeps over the windows" if fused else "torch operations on local_moments"
+        return f"mode {g.mode}, {g.activation}; {self.op} on {kernels}: {how}"
 
     def class_weights(self, g: Geometry) -> Tensor | None:
         """``(C,)``."""
         if self.class_weight is None:
             return None
-        if len(self.class_weight) != g.shape[1]:
-            raise ValueError(
-                f"class_weight must have one weight for each of the {g.shape[1]} classes; "
-                f"got {len(self.class_weight)}. Try: class_weight of length C, whatever include_background says"
-            )
-        return torch.tensor(self.class_weight, dtype=torch.float64)
+        return torch.tensor(one_per_class(self.class_weight, g), dtype=torch.float64)
 
 
 class SSIMLoss(WindowLoss):
@@ -246,8 +250,10 @@ class CMSSLLoss(WindowLoss):
         *,
         weight_map: Tensor | None = None,
         mask: Tensor | None = None,
+        distance_map: None = None,
         return_terms: bool = False,
     ) -> Any:
+        refuse_map(self, distance_map)
         if not self.lambda_ce:
             return super().forward(input, target, weight_map=weight_map, mask=mask, return_terms=return_terms)
         structure, terms = super().forward(input, target, weight_map=weight_map, mask=mask, return_terms=True)

@@ -17,7 +17,8 @@ from .pixel_stats import refuses as refuses
 def _settings(x: Tensors, g: Geometry, o: Cmssl, grad: Tensor | None, buffers: Buffers) -> dict[str, Any]:
     return {
         "layout": window_pass(x, g, o.window, o.first_class, grad),
-        **pointers(x),
+        "inputs": pointers(x),
+        "threads": torch.get_num_threads(),
         "buffers": buffers.addresses,
         "c4": o.c4,
         "variance_eps": o.variance_eps,

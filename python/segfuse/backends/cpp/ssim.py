@@ -17,7 +17,8 @@ from .pixel_stats import refuses as refuses
 def _settings(x: Tensors, g: Geometry, o: Ssim, grad: Tensor | None, buffers: Buffers) -> dict[str, Any]:
     return {
         "layout": window_pass(x, g, o.window, o.first_class, grad),
-        **pointers(x),
+        "inputs": pointers(x),
+        "threads": torch.get_num_threads(),
         "buffers": buffers.addresses,
         "c1": o.c1,
         "c2": o.c2,

@@ -13,7 +13,7 @@ from ...ops.pixel_stats import Geometry, Tensors
 from ...ops.ssim import Ssim
 from . import local_moments
 from .local_moments import refuses as refuses
-from .pixel_stats import _pixels
+from .pixel_stats import pixels
 
 
 def centred(x: Tensor, window: Window) -> Tensor:
@@ -25,7 +25,7 @@ def centred(x: Tensor, window: Window) -> Tensor:
 
 def images(x: Tensors, g: Geometry) -> tuple[Any, Tensor, Tensor]:
     """The pixels, and p and y as images: 0 where ignored."""
-    s = _pixels(x, g)
+    s = pixels(x, g)
     return s, torch.where(s.m, s.p, 0).reshape(g.shape), s.y.reshape(g.shape)
 
 
