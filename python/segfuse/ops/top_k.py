@@ -50,18 +50,18 @@ class _TopK(torch.autograd.Function):
         if invalid:
             op.raise_invalid(x, g)
         chosen, total, number = select(loss.reshape(rows, loss.numel() // max(rows, 1)), valid, percent)
-        if mean:
-            coefficient = coefficient / (scale := number.clamp_(min=1).mul_(rows))[:, None]
-            total = total / scale
+        by = number.clamp_(min=1) if mean else None
+        value = total if by is None else total / by
         ctx.geometry, ctx.plan = g, plan
-        ctx.save_for_backward(*x._replace(input=input), coefficient, chosen)
-        return total.sum().to(loss.dtype)
+        ctx.save_for_backward(*x._replace(input=input), coefficient, chosen, by)
+        return (value.reshape(()) if rows == 1 else value.sum() / max(rows, 1) if mean else value.sum()).to(loss.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        *x, coefficient, chosen = ctx.saved_tensors
+        *x, coefficient, chosen, number = ctx.saved_tensors
+        by_row = grads[0].double() if number is None else (grads[0] / (number * len(number)))[:, None]
         chosen = chosen.reshape(ctx.geometry.map_shape)
-        grad = op.backward(Tensors(*x), ctx.geometry, ctx.plan, coefficient * grads[0], chosen)
+        grad = op.backward(Tensors(*x), ctx.geometry, ctx.plan, coefficient * by_row, chosen)
         return grad, None, None, None, None, None, None, None, None
 
 
