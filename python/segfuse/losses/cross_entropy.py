@@ -134,10 +134,8 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
             rows = g.shape[0] if self.per_sample else 1
             chosen = op.select(loss.detach().reshape(rows, loss.numel() // max(rows, 1)), valid, self.k).chosen
             return torch.where(chosen.reshape(loss.shape) > 0, loss, 0.0), []
-        total, count = op.top_k(x, g, f.plan, coefficients(x, g, f), valid, self.k, self.per_sample)
-        if self.reduction == "mean":
-            total = total / count.clamp(min=1) / max(len(total), 1)
-        return total.sum().to(call.dtype), []
+        weights, mean = coefficients(x, g, f), self.reduction == "mean"
+        return op.top_k(x, g, f.plan, weights, valid, self.k, per_sample=self.per_sample, mean=mean), []
 
     def _valid(self, x: Tensors, g: Geometry) -> Tensor | None:
         """Which values of the loss map may be chosen, a row for each selection; None: all."""

@@ -31,7 +31,7 @@ def select(values: Tensor, valid: Tensor | None, percent: float) -> Selection:
 
 
 class _TopK(torch.autograd.Function):
-    """Sums of the largest pixel losses. The coefficients are constants."""
+    """The largest pixel losses, added up. The coefficients are constants."""
 
     @staticmethod
     def forward(
@@ -44,22 +44,25 @@ class _TopK(torch.autograd.Function):
         valid: Tensor | None,
         percent: float,
         rows: int,
-    ) -> tuple[Tensor, Tensor]:
+        mean: bool,
+    ) -> Tensor:
         loss, invalid = op.backend(input, g, plan, map=True).loss_map(x, g, plan, coefficient)
         if invalid:
             op.raise_invalid(x, g)
-        found = select(loss.reshape(rows, loss.numel() // max(rows, 1)), valid, percent)
+        chosen, total, number = select(loss.reshape(rows, loss.numel() // max(rows, 1)), valid, percent)
+        by = number.clamp_(min=1) if mean else None
+        value = total if by is None else total / by
         ctx.geometry, ctx.plan = g, plan
-        ctx.save_for_backward(*x._replace(input=input), coefficient, found.chosen)
-        ctx.mark_non_differentiable(found.number)
-        return found.total, found.number
+        ctx.save_for_backward(*x._replace(input=input), coefficient, chosen, by)
+        return (value.reshape(()) if rows == 1 else value.sum() / max(rows, 1) if mean else value.sum()).to(loss.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        *x, coefficient, chosen = ctx.saved_tensors
-        scaled = coefficient * grads[0][:, None]  # a row is a sample, or there is one for the batch
-        grad = op.backward(Tensors(*x), ctx.geometry, ctx.plan, scaled, chosen.reshape(ctx.geometry.map_shape))
-        return grad, None, None, None, None, None, None, None
+        *x, coefficient, chosen, number = ctx.saved_tensors
+        by_row = grads[0].double() if number is None else (grads[0] / (number * len(number)))[:, None]
+        chosen = chosen.reshape(ctx.geometry.map_shape)
+        grad = op.backward(Tensors(*x), ctx.geometry, ctx.plan, coefficient * by_row, chosen)
+        return grad, None, None, None, None, None, None, None, None
 
 
 def top_k(
@@ -69,7 +72,13 @@ def top_k(
     coefficient: Tensor,
     valid: Tensor | None,
     percent: float,
+    *,
     per_sample: bool,
-) -> tuple[Tensor, Tensor]:
-    """Differentiable sums of the largest pixel losses of every sample, or of the batch, and how many they are."""
-    return _TopK.apply(x.input, x, g, plan, coefficient, valid, percent, g.shape[0] if per_sample else 1)
+    mean: bool,
+) -> Tensor:
+    """The sum of the largest pixel losses of every sample, or of the batch; or the mean of their means.
+
+    ``valid`` has a row for each selection, as in :func:`select`. Differentiable.
+    """
+    rows = g.shape[0] if per_sample else 1
+    return _TopK.apply(x.input, x, g, plan, coefficient, valid, percent, rows, mean)
