@@ -140,7 +140,7 @@ struct DiskSums {
   HardPair pair;
   const int16_t* hard;  // (N, 1, *) predicted class numbers; nullptr: p > 1/2 of every channel
   int n_radii;
-  int radius[MAX_RADII];    // in pixels, >= 1
+  int radius[MAX_RADII];     // in pixels, >= 1
   double factor[MAX_RADII];  // of that radius
 };
 
@@ -152,10 +152,10 @@ constexpr int64_t MAX_BALL = (1 << 21) - 1;
 bool disk_sums_forward(const DiskSums& op, double* sums, int threads);
 
 enum PairwiseMean : int {
-  HARMONIC,   // the generalized mean of exponent -1
+  HARMONIC,    // the generalized mean of exponent -1
   POWER_MEAN,  // of any exponent below 0
-  LEAST,      // of exponent -inf
-  POWER_MIN   // of d / p^4, clipped
+  LEAST,       // of exponent -inf
+  POWER_MIN    // of d / p^4, clipped
 };
 
 struct PairwiseHausdorff {

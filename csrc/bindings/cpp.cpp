@@ -114,8 +114,19 @@ HardPair hard_pair(const std::vector<int64_t>& shape, int64_t first, int dtype, 
                    bool weight_per_class, uintptr_t p, uintptr_t code, uintptr_t weight, uintptr_t grad) {
   if (shape.size() < 3 || shape.size() > 5) throw std::length_error("a pair has 1 to 3 spatial axes");
   const int dims = static_cast<int>(shape.size()) - 2;
-  HardPair pair{shape[0], shape[1], first, dims, {1, 1, 1}, static_cast<DType>(dtype), index, plain, weight_per_class,
-                pointer<void>(p), pointer<int16_t>(code), pointer<void>(weight), pointer<void>(grad)};
+  HardPair pair{shape[0],
+                shape[1],
+                first,
+                dims,
+                {1, 1, 1},
+                static_cast<DType>(dtype),
+                index,
+                plain,
+                weight_per_class,
+                pointer<void>(p),
+                pointer<int16_t>(code),
+                pointer<void>(weight),
+                pointer<void>(grad)};
   for (int d = 0; d < dims; ++d) pair.shape[3 - dims + d] = shape[2 + d];
   return pair;
 }

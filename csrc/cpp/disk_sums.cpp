@@ -38,9 +38,8 @@ class Plane {
   }
 
   double run(int64_t n, int64_t c) {
-    slabs_.each(threads_, [&](int64_t begin, int64_t end, int64_t) {
-      k_.run(op_, wide_, n, c, begin, end, running_.get());
-    });
+    slabs_.each(threads_,
+                [&](int64_t begin, int64_t end, int64_t) { k_.run(op_, wide_, n, c, begin, end, running_.get()); });
     std::atomic<int> arrived{0};
     parallel(slabs_.count, threads_, [&](auto&& next) {
       char* scratch = scratch_.get() + arrived.fetch_add(1) * scratch_bytes_;

@@ -163,7 +163,7 @@ double weigh(const DiskSums& op, const int64_t* points, int64_t n, int64_t c, in
   return total;
 }
 
-#define BY_TYPE(name, ...)                                                                         \
+#define BY_TYPE(name, ...)                                                                          \
   (wide ? (op.pair.dtype == F64 ? name<Wide, double>(__VA_ARGS__) : name<Wide, float>(__VA_ARGS__)) \
         : (op.pair.dtype == F64 ? name<Narrow, double>(__VA_ARGS__) : name<Narrow, float>(__VA_ARGS__)))
 

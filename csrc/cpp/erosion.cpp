@@ -1,6 +1,7 @@
 // Runs the erosions of every plane, and back for the gradient while the fields are still in cache.
 //
-// Memory: with a gradient one field per erosion, of the planes being worked on only (rows that are 0 are never touched);
+// Memory: with a gradient one field per erosion, of the planes being worked on only (rows that are 0 are never
+// touched);
 //         without, two fields. Nothing but the gradient itself outlives the call.
 // Order:  planes are cut into slabs by their shape alone, and slabs are added in index order. Many planes share the
 //         threads whole; of a few, each is shared slab by slab.
@@ -125,8 +126,6 @@ class Plane {
 
 }  // namespace
 
-void erosion_forward(const Erosion& op, double* sums, int threads) {
-  for_each_plane<Plane>(op, SLAB, sums, threads);
-}
+void erosion_forward(const Erosion& op, double* sums, int threads) { for_each_plane<Plane>(op, SLAB, sums, threads); }
 
 }  // namespace segfuse

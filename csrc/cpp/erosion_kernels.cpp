@@ -64,7 +64,8 @@ struct Pixels {  // one row of the pair
   T* grad;
 
   Pixels(const HardPair& pair, int64_t n, int64_t c, int64_t r) {
-    const int64_t X = pair.shape[2], S = pair.shape[0] * pair.shape[1] * X, at = r * X, here = (n * pair.C + c) * S + at;
+    const int64_t X = pair.shape[2], S = pair.shape[0] * pair.shape[1] * X, at = r * X,
+                  here = (n * pair.C + c) * S + at;
     p = static_cast<const T*>(pair.p) + here;
     code = pair.code + (pair.index ? n * S + at : here);
     one = static_cast<int16_t>(pair.index ? c : 1);
@@ -154,8 +155,9 @@ void erode(const Erosion& op, int64_t begin, int64_t end, const ErosionField& in
 }
 
 template <typename T>
-void back(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge, const void* u_field,
-          double power, const ErosionField& e_field, const ErosionField& out, ErosionPartial& partial) {
+void back(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge,
+          const void* u_field, double power, const ErosionField& e_field, const ErosionField& out,
+          ErosionPartial& partial) {
   const int64_t X = op.pair.shape[2];
   const bool volume = op.pair.dims == 3;
   const T scale = grad == nullptr ? T(0) : static_cast<T>(grad->scale / (2 * op.pair.dims + 1));
@@ -274,9 +276,7 @@ const ErosionKernels erosion_table = {
       (op.pair.dtype == F64 ? surround<double> : surround<float>)(op, e, edge);
     },
     [](const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& grad,
-       const void* edge) {
-      (op.pair.dtype == F64 ? finish<double> : finish<float>)(op, n, c, begin, end, grad, edge);
-    },
+       const void* edge) { (op.pair.dtype == F64 ? finish<double> : finish<float>)(op, n, c, begin, end, grad, edge); },
 };
 
 }  // namespace SEGFUSE_ISA

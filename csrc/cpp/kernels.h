@@ -63,8 +63,8 @@ struct ErosionKernels {
   void (*erode)(const Erosion& op, int64_t begin, int64_t end, const ErosionField& in, const void* edge, const void* u,
                 const ErosionField& out, ErosionPartial& partial);
   // out = [e > 0] (B * grad + power u); partial.sum: sum out b, other: sum out. edge: a row of 0; no grad: 0
-  void (*back)(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge,
-               const void* u, double power, const ErosionField& e, const ErosionField& out, ErosionPartial& partial);
+  void (*back)(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge, const void* u,
+               double power, const ErosionField& e, const ErosionField& out, ErosionPartial& partial);
   // Adds what the bounds of e pass on to the pixels that attain them.
   void (*bounds)(const Erosion& op, int64_t begin, int64_t end, const ErosionField& e, double to_high, double to_low,
                  const ErosionField& grad);
@@ -89,12 +89,12 @@ struct DiskSumsKernels {
 SEGFUSE_TABLE(DiskSumsKernels, disk_sums)
 
 struct PairwisePoint {
-  double at[3];     // plane, row, column
-  double weight;    // of the point in the mean over points
-  double least;     // smallest value over the pixels, and where it first is
+  double at[3];   // plane, row, column
+  double weight;  // of the point in the mean over points
+  double least;   // smallest value over the pixels, and where it first is
   int64_t row, column;
-  double sum;       // over the pixels: u (least / g)^-a
-  double factor;    // of the derivative
+  double sum;     // over the pixels: u (least / g)^-a
+  double factor;  // of the derivative
 };
 struct PairwiseGroup {
   int64_t n, c;

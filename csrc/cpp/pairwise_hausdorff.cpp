@@ -10,13 +10,17 @@
 namespace segfuse {
 namespace {
 
-constexpr int64_t POINTS = 16;      // that share a row of p in cache
+constexpr int64_t POINTS = 16;     // that share a row of p in cache
 constexpr int64_t SLAB = 1 << 10;  // pixels, each of which meets every point
 
 class Plane {
  public:
   Plane(const PairwiseHausdorff& op, int threads)
-      : op_(op), k_(pairwise_hausdorff_kernels()), slabs_(op.pair, SLAB), threads_(threads), partial_(3 * slabs_.count) {
+      : op_(op),
+        k_(pairwise_hausdorff_kernels()),
+        slabs_(op.pair, SLAB),
+        threads_(threads),
+        partial_(3 * slabs_.count) {
     scratch_bytes_ = (k_.scratch_bytes(op) + 63) / 64 * 64;
     scratch_ = buffer(threads * scratch_bytes_);
     points_.reserve(most_points());
@@ -37,7 +41,8 @@ class Plane {
       clear_gradient(n, c);
       return u > 0 ? d_max_ : 0;
     }
-    const PairwiseGroup group{n, c, points_.data(), static_cast<int64_t>(points_.size()), d_max_, op_.eps, op_.exponent};
+    const PairwiseGroup group{n,      c,       points_.data(), static_cast<int64_t>(points_.size()),
+                              d_max_, op_.eps, op_.exponent};
     const double mean = over_points(group, u, points);
     rows([&](int64_t begin, int64_t end, int64_t i, char* scratch) {
       partial_[i] = k_.pixels(op_, group, begin, end, 1 / mass, scratch);
@@ -126,7 +131,8 @@ class Plane {
 
   void clear_gradient(int64_t n, int64_t c) {
     const int64_t bytes = slabs_.rows * op_.pair.shape[2] * (op_.pair.dtype == F64 ? 8 : 4);
-    if (op_.pair.grad != nullptr) std::memset(static_cast<char*>(op_.pair.grad) + (n * op_.pair.C + c) * bytes, 0, bytes);
+    if (op_.pair.grad != nullptr)
+      std::memset(static_cast<char*>(op_.pair.grad) + (n * op_.pair.C + c) * bytes, 0, bytes);
   }
 
   // body(number, scratch)

@@ -168,7 +168,7 @@ void sum(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin,
 
 template <typename T>
 double pixels(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, double nearest,
-            void* scratch) {
+              void* scratch) {
   const HardPair& pair = op.pair;
   const Value<T> value(op, group);
   const T exponent = static_cast<T>(1 - group.exponent), d_max = value.d_max;
@@ -252,9 +252,9 @@ void scatter(const PairwiseHausdorff& op, const PairwiseGroup& group) {
     const double p = static_cast<const T*>(pair.p)[x], dx = static_cast<double>(t.column) - t.at[2];
     const double d = sqrt(beside(pair, t, t.row) + dx * dx), power = p * p * p;
     const double q = p * power + group.eps / group.d_max;
-    const double slope = op.mean == LEAST            ? d - group.d_max
+    const double slope = op.mean == LEAST         ? d - group.d_max
                          : t.least <= group.d_max ? -(d + group.eps) * 4 * power / (q * q)
-                                                     : 0.0;
+                                                  : 0.0;
     static_cast<T*>(pair.grad)[x] += static_cast<T>(t.factor * slope);
   }
 }

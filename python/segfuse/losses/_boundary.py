@@ -37,6 +37,7 @@ class HardLoss(Loss):
     """
 
     fusable = False
+    op: str  # whose sums it takes
 
     def __init__(
         self,
