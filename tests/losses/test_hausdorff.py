@@ -165,3 +165,10 @@ def test_in_a_sum_with_a_fused_loss(loss):
     value, grad = evaluate(sf.DiceLoss() + 0.5 * loss, x, y)
     close(value, parts[0][0] + 0.5 * parts[1][0], 1e-13)
     close(grad, parts[0][1] + 0.5 * parts[1][1], 1e-12)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, sf.WeightedHausdorffLoss()], ids=[*IDS, "WeightedHausdorffLoss"])
+def test_explained(loss, backend):
+    x, y = problem("multiclass")
+    assert f"{loss.op} on {backend}" in sf.explain(loss, x, y)
+    assert f"{loss.op} on {backend}" in sf.explain(sf.DiceLoss() + loss, x, y)

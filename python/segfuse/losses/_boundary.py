@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..backends import pick
 from ..ops._hard_pair import HardPair, hard_pair
+from ..ops.formula import one_per_class
 from ._base import Loss, UnbackedOptions, refuse_map, snake
 
 
@@ -24,6 +26,7 @@ class HardLoss(Loss):
     """
 
     fusable = False
+    op: str  # whose sums it takes
 
     def __init__(self, *, include_background: bool | None = None, **common: Unpack[UnbackedOptions]) -> None:
         super().__init__(include_background=include_background, **common)
@@ -45,15 +48,15 @@ class HardLoss(Loss):
 
     def class_weights(self, pair: HardPair, like: Tensor) -> Tensor:
         """``(1, C)`` of the classes that count."""
-        C = pair.p.shape[1]
-        if self.class_weight is None:
-            return like.new_ones((1, C - pair.first))
-        if len(self.class_weight) != C:
-            raise ValueError(
-                f"class_weight must have one weight for each of the {C} classes; got {len(self.class_weight)}. "
-                "Try: class_weight of length C, whatever include_background says"
-            )
-        return like.new_tensor(self.class_weight)[None, pair.first :]
+        classes = pair.p.shape[1]
+        v = (1.0,) * classes if self.class_weight is None else one_per_class(self.class_weight, classes)
+        return like.new_tensor(v)[None, pair.first :]
+
+    def explanation(self, input: Tensor, target: Tensor) -> str:
+        x, g = self.check(input, target, None, None)
+        computed = x.input if x.input.dtype == torch.float64 else x.input.new_empty(0, dtype=torch.float32)
+        backend = pick(self.op, computed).__name__.split(".")[-2]
+        return f"mode {g.mode}, {g.activation} by torch; {self.op} on {backend}: a forward pass that also writes the gradient"
 
     def forward(
         self,

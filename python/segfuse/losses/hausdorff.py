@@ -92,6 +92,8 @@ class HausdorffCVLoss(HardLoss):
     radii and the form of the threshold are a reading of the paper.
     """
 
+    op = "disk_sums"
+
     def __init__(
         self,
         *,
@@ -123,6 +125,8 @@ class HausdorffERLoss(HardLoss):
 
     Source: Karimi and Salcudean 2019 (arXiv 1904.10030), its section on morphological erosion.
     """
+
+    op = "erosion"
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class LovaszLoss(Loss):
         how = problems(g, self.per_image, self.classes, self.include_background is not False)
         weight = [float(wanted) for wanted in how.wanted]
         if self.class_weight is not None:
-            weight = [v * w for v, w in zip(one_per_class(self.class_weight, g), weight, strict=True)]
+            weight = [v * w for v, w in zip(one_per_class(self.class_weight, g.shape[1]), weight, strict=True)]
         losses, positives = op.lovasz(x, g, how)
         value = self.reduce(losses, positives, how, torch.tensor(weight, dtype=losses.dtype, device=losses.device))
         value = value.to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)

@@ -101,7 +101,7 @@ class WindowLoss(Loss):
         """``(C,)``."""
         if self.class_weight is None:
             return None
-        return torch.tensor(one_per_class(self.class_weight, g), dtype=torch.float64)
+        return torch.tensor(one_per_class(self.class_weight, g.shape[1]), dtype=torch.float64)
 
 
 class SSIMLoss(WindowLoss):

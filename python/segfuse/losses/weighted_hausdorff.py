@@ -39,6 +39,8 @@ class WeightedHausdorffLoss(HardLoss):
     the authors' own code is licensed CC BY-NC-SA 4.0, and they state that it is covered by US patents.
     """
 
+    op = "pairwise_hausdorff"
+
     def __init__(
         self,
         *,

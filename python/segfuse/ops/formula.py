@@ -302,23 +302,23 @@ class PixelStats:
 
     def vector(self, values: Sequence[float]) -> Array:
         """``(1, C)`` constants, one per class."""
-        return self._constant("vector", one_per_class(values, self.geometry))
+        return self._constant("vector", one_per_class(values, self.geometry.shape[1]))
 
     def parameter(self, x: Tensor) -> Array:
         """A learnable scalar."""
         return self._constant("parameter", x)
 
 
-def one_per_class(values: Sequence[float], g: Geometry) -> tuple[float, ...]:
+def one_per_class(values: Sequence[float], classes: int) -> tuple[float, ...]:
     """Class weights, as many as there are classes.
 
     Raises:
         ValueError: another number of them.
     """
-    if len(values) != g.shape[1]:
+    if len(values) != classes:
         raise ValueError(
-            f"class_weight must have one weight for each of the {g.shape[1]} classes; "
-            f"got {len(values)}. Try: class_weight of length C, whatever include_background says"
+            f"class_weight must have one weight for each of the {classes} classes; got {len(values)}. "
+            f"Try: class_weight of length C, whatever include_background says"
         )
     return tuple(float(v) for v in values)
 
