@@ -56,7 +56,8 @@ class HardLoss(Loss):
         x, g = self.check(input, target, None, None)
         computed = x.input if x.input.dtype == torch.float64 else x.input.new_empty(0, dtype=torch.float32)
         backend = pick(self.op, computed).__name__.split(".")[-2]
-        return f"mode {g.mode}, {g.activation} by torch; {self.op} on {backend}: a forward pass that also writes the gradient"
+        how = f"mode {g.mode}, {g.activation} by torch"
+        return f"{how}; {self.op} on {backend}: a forward pass that also writes the gradient"
 
     def forward(
         self,
