@@ -252,32 +252,39 @@ void surround(const Erosion& op, const ErosionField& e, void* edge) {
   for (int64_t x = 0; x < pitch(X) + 1; ++x) static_cast<T*>(edge)[x] = low;
 }
 
+// Each by the dtype of the pair. Functions, not lambdas: those would be weak symbols.
+void any_start(const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& out, void* u,
+               ErosionPartial& partial) {
+  (op.pair.dtype == F64 ? start<double> : start<float>)(op, n, c, begin, end, out, u, partial);
+}
+
+void any_erode(const Erosion& op, int64_t begin, int64_t end, const ErosionField& in, const void* edge, const void* u,
+               const ErosionField& out, ErosionPartial& partial) {
+  (op.pair.dtype == F64 ? erode<double> : erode<float>)(op, begin, end, in, edge, u, out, partial);
+}
+
+void any_back(const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge, const void* u,
+              double power, const ErosionField& e, const ErosionField& out, ErosionPartial& partial) {
+  (op.pair.dtype == F64 ? back<double> : back<float>)(op, begin, end, grad, edge, u, power, e, out, partial);
+}
+
+void any_bounds(const Erosion& op, int64_t begin, int64_t end, const ErosionField& e, double to_high, double to_low,
+                const ErosionField& grad) {
+  (op.pair.dtype == F64 ? bounds<double> : bounds<float>)(op, begin, end, e, to_high, to_low, grad);
+}
+
+void any_surround(const Erosion& op, const ErosionField& e, void* edge) {
+  (op.pair.dtype == F64 ? surround<double> : surround<float>)(op, e, edge);
+}
+
+void any_finish(const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& grad,
+                const void* edge) {
+  (op.pair.dtype == F64 ? finish<double> : finish<float>)(op, n, c, begin, end, grad, edge);
+}
+
 }  // namespace
 
-const ErosionKernels erosion_table = {
-    pitch,
-    [](const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& out, void* u,
-       ErosionPartial& partial) {
-      (op.pair.dtype == F64 ? start<double> : start<float>)(op, n, c, begin, end, out, u, partial);
-    },
-    [](const Erosion& op, int64_t begin, int64_t end, const ErosionField& in, const void* edge, const void* u,
-       const ErosionField& out, ErosionPartial& partial) {
-      (op.pair.dtype == F64 ? erode<double> : erode<float>)(op, begin, end, in, edge, u, out, partial);
-    },
-    [](const Erosion& op, int64_t begin, int64_t end, const ErosionField* grad, const void* edge, const void* u,
-       double power, const ErosionField& e, const ErosionField& out, ErosionPartial& partial) {
-      (op.pair.dtype == F64 ? back<double> : back<float>)(op, begin, end, grad, edge, u, power, e, out, partial);
-    },
-    [](const Erosion& op, int64_t begin, int64_t end, const ErosionField& e, double to_high, double to_low,
-       const ErosionField& grad) {
-      (op.pair.dtype == F64 ? bounds<double> : bounds<float>)(op, begin, end, e, to_high, to_low, grad);
-    },
-    [](const Erosion& op, const ErosionField& e, void* edge) {
-      (op.pair.dtype == F64 ? surround<double> : surround<float>)(op, e, edge);
-    },
-    [](const Erosion& op, int64_t n, int64_t c, int64_t begin, int64_t end, const ErosionField& grad,
-       const void* edge) { (op.pair.dtype == F64 ? finish<double> : finish<float>)(op, n, c, begin, end, grad, edge); },
-};
+const ErosionKernels erosion_table = {pitch, any_start, any_erode, any_back, any_bounds, any_surround, any_finish};
 
 }  // namespace SEGFUSE_ISA
 }  // namespace segfuse

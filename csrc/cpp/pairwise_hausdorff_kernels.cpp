@@ -261,25 +261,36 @@ void scatter(const PairwiseHausdorff& op, const PairwiseGroup& group) {
 
 #define BY_DTYPE(name, ...) (op.pair.dtype == F64 ? name<double>(__VA_ARGS__) : name<float>(__VA_ARGS__))
 
+// Each by the dtype of the pair. Functions, not lambdas: those would be weak symbols.
+void any_mass(const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch, double* u,
+              double* up) {
+  BY_DTYPE(mass, op, n, c, begin, end, scratch, u, up);
+}
+
+void any_least(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch) {
+  BY_DTYPE(least, op, group, begin, end, scratch);
+}
+
+void any_sum(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch) {
+  BY_DTYPE(sum, op, group, begin, end, scratch);
+}
+
+double any_pixels(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, double nearest,
+                  void* scratch) {
+  return BY_DTYPE(pixels, op, group, begin, end, nearest, scratch);
+}
+
+void any_shift(const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, double by,
+               void* scratch) {
+  BY_DTYPE(shift, op, n, c, begin, end, by, scratch);
+}
+
+void any_scatter(const PairwiseHausdorff& op, const PairwiseGroup& group) { BY_DTYPE(scatter, op, group); }
+
 }  // namespace
 
-const PairwiseHausdorffKernels pairwise_hausdorff_table = {
-    scratch_bytes,
-    [](const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, void* scratch, double* u,
-       double* up) { BY_DTYPE(mass, op, n, c, begin, end, scratch, u, up); },
-    [](const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch) {
-      BY_DTYPE(least, op, group, begin, end, scratch);
-    },
-    [](const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, void* scratch) {
-      BY_DTYPE(sum, op, group, begin, end, scratch);
-    },
-    [](const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begin, int64_t end, double nearest,
-       void* scratch) { return BY_DTYPE(pixels, op, group, begin, end, nearest, scratch); },
-    [](const PairwiseHausdorff& op, int64_t n, int64_t c, int64_t begin, int64_t end, double by, void* scratch) {
-      BY_DTYPE(shift, op, n, c, begin, end, by, scratch);
-    },
-    [](const PairwiseHausdorff& op, const PairwiseGroup& group) { BY_DTYPE(scatter, op, group); },
-};
+const PairwiseHausdorffKernels pairwise_hausdorff_table = {scratch_bytes, any_mass,  any_least,  any_sum,
+                                                           any_pixels,    any_shift, any_scatter};
 
 }  // namespace SEGFUSE_ISA
 }  // namespace segfuse
