@@ -224,6 +224,77 @@ CALLS: dict[str, Case] = {
         ValueError,
         ("'auto'", "binary", "class_weight='balanced'"),
     ),
+    # distances
+    "four spatial axes": (
+        lambda: sf.BoundaryLoss()(torch.zeros(1, 1, 2, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2, 2)),
+        ValueError,
+        ("spatial_dims must be 1, 2 or 3", "4", "Try:"),
+    ),
+    "no spatial axis": (
+        lambda: sf.HausdorffDTLoss()(torch.zeros(3, 1), torch.zeros(3, 1)),
+        ValueError,
+        ("spatial_dims must be 1, 2 or 3", "0", "Try:"),
+    ),
+    "spacing of another length": (
+        lambda: sf.HausdorffDTLoss(spacing=(1.0, 1.0, 1.0))(X3, Y3),
+        ValueError,
+        ("3", "2 spatial axes", "Try:"),
+    ),
+    "soft target for a distance": (
+        lambda: sf.BoundaryLoss()(X1, torch.full((2, 1, 4, 5), 0.25)),
+        ValueError,
+        ("0.25", "hard", "Try:"),
+    ),
+    "label 255 of a distance": (
+        lambda: sf.DistanceMapCrossEntropyLoss()(X3, labels(255)),
+        ValueError,
+        ("255", "0 to 2", "ignore_index=255"),
+    ),
+    "label 255 of a boundary": (
+        lambda: sf.BoundaryLoss()(X3, labels(255)),
+        ValueError,
+        ("255", "0 to 2", "ignore_index=255"),
+    ),
+    "label 2 of a blob": (
+        lambda: sf.BlobLoss()(X1, labels(2, shape=(2, 1, 4, 5))),
+        ValueError,
+        ("2", "0 or 1", "Try:"),
+    ),
+    "distance map of another size": (
+        lambda: sf.BoundaryLoss()(X1, Y1, distance_map=torch.ones(2, 1, 4, 4)),
+        ValueError,
+        ("distance_map", "(2, 1, 4, 4)", "(2, 4, 5)", "Try:"),
+    ),
+    "distance map of another device": (
+        lambda: sf.BoundaryLoss()(X1, Y1, distance_map=torch.ones(2, 1, 4, 5, device="meta")),
+        ValueError,
+        ("distance_map", "meta", "cpu", "Try:"),
+    ),
+    "distance map with a gradient": (
+        lambda: sf.BoundaryLoss()(X1, Y1, distance_map=torch.rand(2, 1, 4, 5, requires_grad=True)),
+        ValueError,
+        ("distance_map", "gradient", "detach"),
+    ),
+    "distance map for a loss without distances": (
+        lambda: sf.DiceLoss()(X1, Y1, distance_map=torch.ones(2, 1, 4, 5)),
+        TypeError,
+        ("DiceLoss", "distance_map", "Try:"),
+    ),
+    "distance map for a sum without distances": (
+        lambda: (sf.DiceLoss() + sf.FocalLoss())(X1, Y1, distance_map=torch.ones(2, 1, 4, 5)),
+        ValueError,
+        ("distance_map", "[]", "Try:"),
+    ),
+    "a sum with distances but no map": (
+        lambda: sf.pixel_stats(X3, Y3, ("distance_pred",)),
+        ValueError,
+        ("distance_pred", "distance_map", "Try:"),
+    ),
+    "instances of another size": (
+        lambda: sf.UNetWeightedCrossEntropyLoss()(X1, Y1, instances=torch.ones(2, 1, 4, 4)),
+        ValueError,
+        ("(2, 1, 4, 4)", "(2, 4, 5)", "Try:"),
+    ),
     # pixel_stats
     "an unknown sum": (lambda: sf.pixel_stats(X3, Y3, ("tp", "f1")), ValueError, ("f1", "tp", "Try:")),
     "a name instead of names": (lambda: sf.pixel_stats(X3, Y3, "tp"), ValueError, ("'tp'", "sequence", "Try:")),
@@ -313,6 +384,24 @@ SETTINGS: dict[str, Case] = {
     "delta of unified focal": (lambda: sf.UnifiedFocalLoss(delta=1.2), ValueError, ("delta", "1.2", "0 to 1", "Try:")),
     "ignore_index": (lambda: sf.DiceLoss(ignore_index=None), TypeError, ("None", "int", "ignore_index=-100")),
     "ignore_index of a float": (lambda: sf.DiceLoss(ignore_index=255.0), TypeError, ("255.0", "int", "Try:")),
+    "spacing of 0": (lambda: sf.BoundaryLoss(spacing=(1.0, 0.0)), ValueError, ("spacing", "0.0", "> 0", "Try:")),
+    "spacing NaN": (lambda: sf.ShapeAwareLoss(spacing=torch.nan), ValueError, ("spacing", "nan", "> 0", "Try:")),
+    "alpha of Hausdorff": (lambda: sf.HausdorffDTLoss(alpha=0), ValueError, ("alpha", "0", "Try:")),
+    "hard": (lambda: sf.HausdorffDTLoss(hard="soft"), ValueError, ("'soft'", "'threshold', 'argmax'", "Try:")),
+    "phi": (lambda: sf.DistanceMapCrossEntropyLoss(phi="norm"), ValueError, ("'norm'", "'normalized'", "Try:")),
+    "form of shape-aware": (lambda: sf.ShapeAwareLoss(form="x"), ValueError, ("'x'", "'curve', 'pixel'", "Try:")),
+    "sigma of 0": (lambda: sf.UNetWeightedCrossEntropyLoss(sigma=0), ValueError, ("sigma", "0", "Try:")),
+    "criterion that is no sum": (
+        lambda: sf.BlobLoss(sf.TopKCrossEntropyLoss()),
+        TypeError,
+        ("TopKCrossEntropyLoss", "sums", "BlobLoss(DiceLoss())"),
+    ),
+    "criterion that is no mean": (
+        lambda: sf.BlobLoss(sf.DiceLoss(reduction="sum")),
+        ValueError,
+        ("'sum'", "mean", "Try:"),
+    ),
+    "masking": (lambda: sf.BlobLoss(masking="zero"), ValueError, ("'zero'", "'exclude', 'zero_logit'", "Try:")),
     "none inside a sum": (
         lambda: sf.DiceLoss(reduction="none") + sf.FocalLoss(),
         ValueError,

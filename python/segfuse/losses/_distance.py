@@ -116,7 +116,7 @@ def label_map(masks: Tensor, g: Geometry) -> Tensor:
     """Labels 0, 1, ...: the classes of ``(N, *spatial)`` where they exclude each other, else 0 and 1 per channel."""
     if masks.ndim == len(g.shape):
         return masks.to(torch.uint8).argmax(1) if g.exclusive else masks
-    return masks.clamp(min=0)
+    return masks.clamp(0, g.shape[1] - 1)  # the pass finds what is out of range
 
 
 # ------------------------------------------------------------------------------------------- losses

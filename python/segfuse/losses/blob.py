@@ -170,18 +170,21 @@ class BlobLoss(Loss):
         def each(t: Tensor) -> Tensor:
             return per_class(t, g)[:, first:].reshape(rows)
 
-        z = x.input.reshape(g.shape)
+        z, target, ignored = x.input.reshape(g.shape), x.target, g.ignore_index
+        mask = None if x.mask is None else each(x.mask)
+        if g.exclusive:
+            target, ignored, mask = torch.where(valid(x, g), masks, 255).to(torch.uint8), 255, None
         if g.activation == "softmax":
             z = torch.where(valid(x, g), z, 0)  # what lies under an ignored pixel goes nowhere
             z = torch.softmax(z, 1, dtype=torch.float64 if z.dtype == torch.float64 else torch.float32)
-        target = torch.where(valid(x, g)[:, first if not g.exclusive else 0 :], masks, 255).to(torch.uint8)
         return op.check(
             each(z),
-            target.reshape(rows),
+            target.reshape(rows) if g.exclusive else each(target),
             mode="binary",
             from_logits=g.activation == "sigmoid",
-            ignore_index=255,
+            ignore_index=ignored,
             weight_map=None if x.weight is None else each(x.weight),
+            mask=mask,
         )
 
     def _elsewhere(self, blobs: Tensor, owner: Tensor, rows: int, plan: Plan, own: Geometry) -> Tensor:
