@@ -285,22 +285,22 @@ class Loss(nn.Module):
             key = (*_kind(input), *_kind(target), target.requires_grad, forced(), self._state())
             call = self._calls.get(key)
             if call is not None:
-                return self._measured(Tensors(input, target, None, None), call.geometry), call
+                x = Tensors(input, target, None, None)
+                return x if call.measurer is None else self._measured(x, call), call
         x, g = self.check(input, target, weight_map, mask, distance_map)
-        x = self._measured(x, g)
-        call = Call(x, g, self.formula_for(g))
+        call = Call(x, g, self.formula_for(g), self.measurer)
+        x = self._measured(x, call)
         if key is not None:
             if len(self._calls) >= 64:
                 self._calls.clear()
             self._calls[key] = call
         return x, call
 
-    def _measured(self, x: Tensors, g: Geometry) -> Tensors:
-        measurer = self.measurer
-        if measurer is None:
+    def _measured(self, x: Tensors, call: Call) -> Tensors:
+        if call.measurer is None:
             return x
         with torch.no_grad():
-            return x._replace(distance=measurer.distances(x, g))
+            return x._replace(distance=call.measurer.distances(x, call.geometry))
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         return evaluate(x, call, with_terms)

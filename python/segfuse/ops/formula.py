@@ -455,8 +455,9 @@ def never_ignored(x: Tensors, g: Geometry) -> bool:
 class Call:
     """What a loss knows about a kind of call: made once, used for every batch of the same shape, strides and dtypes."""
 
-    def __init__(self, x: Tensors, g: Geometry, f: Formula) -> None:
+    def __init__(self, x: Tensors, g: Geometry, f: Formula, measurer: Any = None) -> None:
         self.geometry, self.formula = g, f
+        self.measurer = measurer  # of the distance map, if the formula needs one
         self.native: Any = None  # what the backend keeps
         self.backend = _native_backend(x, g, f)
         self.dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
@@ -480,7 +481,7 @@ class _Evaluate(torch.autograd.Function):
         if invalid:
             op.raise_invalid(x, call.geometry)
         ctx.call, ctx.ahead = call, grad
-        ctx.save_for_backward(*x._replace(input=input), sums, held, *parameters)
+        ctx.save_for_backward(input, *x[1:], sums, held, *parameters)
         return value
 
     @staticmethod
