@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t CHUNKS = 128;               // enough to balance any number of threads
 constexpr int64_t PARTIAL_BYTES = 1 << 20;    // of all chunks together
-constexpr int64_t SERIAL_ELEMENTS = 1 << 14;  // below this a second thread costs more than it brings
+constexpr int64_t SERIAL_ELEMENTS = 1 << 15;  // for each further thread; with fewer it costs more than it brings
 
 struct Chunks {
   int64_t planes, classes, per_plane, length, row;

@@ -421,7 +421,7 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
   const T *p = tile.p, *r = s.r, *lp = s.lp, *lr = s.lr, *q = s.q, *l = s.l, *lq = s.lq, *y = tile.t.y;
   const T a = static_cast<T>(term.a);
   const T pos = static_cast<T>(coefficient(term.row)), neg = static_cast<T>(coefficient(term.row + 1));
-  const bool raw = op.activation == IDENTITY;
+  const bool raw = op.activation == IDENTITY, linear = a == T(1);
   if (tile.own_side && term.kind == FOCAL) {
     SEGFUSE_WITH_EXPONENT(term.a, {
       SIMD for (int64_t i = 0; i < length; ++i) f[i] +=
@@ -429,7 +429,7 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
     })
   } else if (tile.own_side) {
     SIMD for (int64_t i = 0; i < length; ++i) {
-      const T slope = a * pow_(l[i], a - T(1)) * q[i];
+      const T slope = a * (linear ? T(1) : pow_(l[i], a - T(1))) * q[i];
       f[i] += (y[i] > T(0) ? -pos : neg) * (l[i] > T(0) ? slope : T(0) * l[i]);
     }
   } else if (term.kind == POWER) {
@@ -438,7 +438,7 @@ inline void term_gradient(const PixelStats& op, const Term& term, const ElementT
       const T whole = (y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0));
       const T by_r = (T(1) - y[i]) / r[i], by_p = y[i] / p[i];
       const T dp = (r[i] >= CLAMP<T> ? by_r : T(0)) - (p[i] >= CLAMP<T> ? by_p : T(0));
-      const T slope = a * pow_(whole, a - T(1)) * (raw ? dp : (T(1) - y[i]) * p[i] - y[i] * r[i]);
+      const T slope = a * (linear ? T(1) : pow_(whole, a - T(1))) * (raw ? dp : (T(1) - y[i]) * p[i] - y[i] * r[i]);
       f[i] += (pos * y[i] + neg * (T(1) - y[i])) * (whole > T(0) ? slope : T(0) * whole);
     }
   } else {
@@ -1044,8 +1044,9 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
       SIMD for (int64_t i = 0; i < length; ++i) own[i] *= d[i];
     }
     if (term.kind == POWER) {
+      const bool linear = a == T(1);
       SIMD for (int64_t i = 0; i < length; ++i) w[i] +=
-          own[i] * (s.l[i] > T(0) ? a * pow_(s.l[i], a - T(1)) : T(0) * s.l[i]);
+          own[i] * (s.l[i] > T(0) ? a * (linear ? T(1) : pow_(s.l[i], a - T(1))) : T(0) * s.l[i]);
     } else {
       SEGFUSE_WITH_EXPONENT(term.a, {
         SIMD for (int64_t i = 0; i < length; ++i) w[i] += own[i] * softmax_slope<E>(s.p[i], s.q[i], s.l[i], s.lq[i], a);
@@ -1119,6 +1120,7 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
       const bool mapped = term.mapped;
       const T* d = class_distance(op, s, 0, length);
       if (term.kind == POWER) {
+        const bool linear = a == T(1);
         T *whole = s.other, *slope = s.p;
         dense_cross_entropy(s, length, whole);
         SIMD for (int64_t i = 0; i < length; ++i) slope[i] = T(0);
@@ -1128,7 +1130,8 @@ inline void softmax_gradient(const PixelStats& op, int64_t n, int64_t begin, int
               coefficient[c] * y[i] * (s.weighted ? s.weight(c)[i] : T(1));
         }
         SIMD for (int64_t i = 0; i < length; ++i) slope[i] *=
-            (whole[i] > T(0) ? a * pow_(whole[i], a - T(1)) : T(0) * whole[i]) * (mapped ? d[i] : T(1));
+            (whole[i] > T(0) ? a * (linear ? T(1) : pow_(whole[i], a - T(1))) : T(0) * whole[i]) *
+            (mapped ? d[i] : T(1));
         for (int64_t c = 0; c < C; ++c) {
           const T* y = s.y + c * s.tile;
           T* h = s.h + c * s.tile;

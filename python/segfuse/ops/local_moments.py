@@ -63,7 +63,7 @@ def make_window(
     )
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256, typed=True)
 def _make_window(size: Any, sigma: Any, kernel: str, padding: str, spatial: tuple[int, ...]) -> Window:
     if kernel not in ("gaussian", "box"):
         _fail(f"kernel must be 'gaussian' or 'box'; got {kernel!r}", 'kernel="gaussian"')
