@@ -13,7 +13,7 @@ import pytest
 from bandwidth import MIB, Bandwidth
 from candidates import Case, NotComparable, Timed, peak_extra, segfuse, small_calls
 from measure import QUICK
-from peers import DISTANCE, LIBRARIES, LOSSES, SHAPES, shapes_of
+from peers import EVERY_SHAPE, LIBRARIES, LOSSES, shapes_of
 from targets import dims
 
 
@@ -30,7 +30,7 @@ def library_losses(library: str, classes: int) -> frozenset[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "candidate" in metafunc.fixturenames:
-        chosen: dict[str, Any] = {"shapes": [*SHAPES, *DISTANCE], "losses": LOSSES}
+        chosen: dict[str, Any] = {"shapes": EVERY_SHAPE, "losses": LOSSES}
         if metafunc.config.getoption("--quick"):
             chosen = QUICK
         metafunc.parametrize(

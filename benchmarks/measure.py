@@ -3,6 +3,7 @@
     python benchmarks/measure.py                       everything (about an hour on two cores with all libraries)
     python benchmarks/measure.py --quick               a few losses at three shapes, in minutes
     python benchmarks/measure.py --losses dice focal --shapes 16x1x512x512 --libraries monai
+    python benchmarks/measure.py --append --shapes 2x1x128x128x128      more cases for the file of this commit
 
 For each loss at each shape:
 
@@ -42,7 +43,7 @@ import torch
 
 from bandwidth import MIB, Streams
 from candidates import Case, Timed, interleave, peak_extra, segfuse, small_calls, steady_heap
-from peers import DISTANCE, LIBRARIES, LOSSES, PACKAGES, SHAPES, SMALL, shapes_of
+from peers import EVERY_SHAPE, LIBRARIES, LOSSES, PACKAGES, SMALL, shapes_of
 from targets import describe, describe_targets, judge
 
 QUICK = {
@@ -148,10 +149,10 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="*", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--seconds", type=float, help="time for each candidate at each shape (default 1)")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
+    parser.add_argument("--append", action="store_true", help="add to a file of the same machine, versions and commit")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu>-<date>.json")
     options = parser.parse_args()
-    every = [*SHAPES, *DISTANCE]
-    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": every, "seconds": 1.0}
+    chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": EVERY_SHAPE, "seconds": 1.0}
     if options.quick:
         chosen = QUICK
     losses, seconds = options.losses or chosen["losses"], options.seconds or chosen["seconds"]
@@ -165,6 +166,12 @@ def main() -> None:
     cpu = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", machine["cpu"].lower())).strip("-")
     path = options.output or RESULTS / f"{cpu}-{machine['date']}.json"
     results: dict[str, Any] = {"machine": machine, "cases": []}
+    if options.append and path.exists():
+        results = json.loads(path.read_text())
+        for key in ("cpu", "threads", "isa", "commit", "modified", "versions"):
+            if results["machine"][key] != machine[key]:
+                sys.exit(f"{path.name} has another {key}: {results['machine'][key]}, now {machine[key]}")
+        machine = results["machine"]
 
     def save() -> None:
         machine["load_after"] = os.getloadavg()[0]
@@ -177,13 +184,16 @@ def main() -> None:
         for loss in losses:
             if shape not in shapes_of(loss):
                 continue
-            results["cases"].append(measure_case(Case(loss, shape, options.libraries), streams, seconds))
-            print(describe(results["cases"][-1]), flush=True)
+            case = measure_case(Case(loss, shape, options.libraries), streams, seconds)
+            others = [c for c in results["cases"] if (c["loss"], tuple(c["shape"])) != (loss, shape)]
+            results["cases"] = [*others, case]
+            print(describe(case), flush=True)
             save()
-    results["small"] = measure_small(seconds)
-    save()
-    for name, timing in results["small"].items():
-        print(f"  {name:30} {timing['best_ms'] * 1e3:8.1f} us")
+    if SMALL in shapes:
+        results["small"] = measure_small(seconds)
+        save()
+        for name, timing in results["small"].items():
+            print(f"  {name:30} {timing['best_ms'] * 1e3:8.1f} us")
     print(describe_targets(results["targets"]))
     print(f"wrote {path.name}")
     wrong = {

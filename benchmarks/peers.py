@@ -225,6 +225,8 @@ LARGE = [(16, 1, 512, 512), (2, 1, 128, 128, 128), (8, 19, 512, 512), (2, 14, 96
 SMALL = (4, 1, 64, 64)
 SHAPES: list[tuple[int, ...]] = [*LARGE, SMALL]
 DISTANCE = [(4, 1, 256, 256), (1, 1, 96, 96, 96), (1, 5, 64, 64, 64)]  # of losses that measure distances
+WINDOWS = [(4, 1, 512, 512), (2, 1, 128, 128, 128)]  # of losses on windows
+SORTED = [(16, 1, 512, 512), (8, 19, 512, 512)]  # of losses that sort
 
 LOSSES: dict[str, Loss] = {
     "focal": Loss("Focal", lambda sf, **o: sf.FocalLoss(**o), focal, one_pass=True),
@@ -234,17 +236,20 @@ LOSSES: dict[str, Loss] = {
     "tversky": Loss("Tversky", lambda sf, **o: sf.TverskyLoss(**o), tversky),
     "focal_tversky": Loss("Focal Tversky", lambda sf, **o: sf.FocalTverskyLoss(**o), focal_tversky),
     "log_cosh_dice": Loss("Log-cosh Dice", lambda sf, **o: sf.LogCoshDiceLoss(**o), log_cosh_dice),
-    "lovasz": Loss("Lovasz", lambda sf, **o: sf.LovaszLoss(**o), lovasz),
+    "lovasz": Loss("Lovasz", lambda sf, **o: sf.LovaszLoss(**o), lovasz, shapes=SORTED),
     "dice_ce": Loss("Dice + CE", lambda sf, **o: sf.DiceCELoss(**o), dice_ce, ("dice", "ce")),
     "combo": Loss("Combo", lambda sf, **o: sf.ComboLoss(**o), combo, ("dice", "ce")),
     "dice_focal": Loss("Dice + focal", lambda sf, **o: sf.DiceFocalLoss(**o), dice_focal, ("dice", "focal")),
-    "ssim": Loss("SSIM", lambda sf, **o: sf.SSIMLoss(**o), ssim),
+    "ssim": Loss("SSIM", lambda sf, **o: sf.SSIMLoss(**o), ssim, shapes=WINDOWS),
     "four": Loss("Focal + Dice + Tversky + CE", _four, four, ("focal", "dice", "tversky", "ce")),
     "hausdorff_dt": Loss(
         "Hausdorff distance", lambda sf, **o: sf.HausdorffDTLoss(**o), hausdorff_dt, shapes=DISTANCE, compiles=False
     ),
     "boundary": Loss("Boundary", lambda sf, **o: sf.BoundaryLoss(**o), boundary, shapes=DISTANCE, compiles=False),
 }
+
+
+EVERY_SHAPE = list(dict.fromkeys([*SHAPES, *DISTANCE, *WINDOWS, *SORTED]))
 
 
 def shapes_of(loss: str) -> Sequence[tuple[int, ...]]:

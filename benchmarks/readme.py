@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import RESULTS
-from peers import LARGE, LIBRARIES, LOSSES, PACKAGES
+from peers import EVERY_SHAPE, LIBRARIES, LOSSES, PACKAGES, SMALL
 from targets import extra_mib, over_floor, speedup
 
 README = Path(__file__).parent.parent / "README.md"
@@ -37,8 +37,12 @@ def small_calls(times: dict[str, dict[str, float]]) -> list[str]:
         return []
     us = {name: timing["best_ms"] * 1e3 for name, timing in times.items()}
     bce = us.pop("eager BCE")
-    text = f"At [4, 1, 64, 64] the {len(us)} classes take {min(us.values()):.0f} to {max(us.values()):.0f} µs, "
-    return [text + f"eager `F.binary_cross_entropy_with_logits` {bce:.0f} µs.", ""]
+    slower = sorted((time, name) for name, time in us.items() if time >= bce)
+    text = (
+        f"At [4, 1, 64, 64] eager `F.binary_cross_entropy_with_logits` takes {bce:.0f} µs; "
+        f"{len(us) - len(slower)} of the {len(us)} classes take less"
+    )
+    return [text + (f", {', '.join(f'`{name}` {time:.0f}' for time, name in slower)} more." if slower else "."), ""]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -51,7 +55,7 @@ def table(results: dict[str, Any]) -> str:
                 case
                 for case in results["cases"]
                 if case["loss"] == loss
-                and tuple(case["shape"]) in LARGE
+                and tuple(case["shape"]) != SMALL
                 and (case["shape"][1] == 1) == (kind == "binary")
             ]
             if cases:
@@ -62,12 +66,12 @@ def table(results: dict[str, Any]) -> str:
     versions = machine["versions"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", *PACKAGES.values()) if versions.get(name))
     measured = {tuple(case["shape"]) for case in results["cases"]}
-    shapes = ", ".join(str(list(shape)) for shape in LARGE if shape in measured)
+    shapes = ", ".join(str(list(shape)) for shape in EVERY_SHAPE if shape in measured and shape != SMALL)
     isa = f" ({machine['isa']})" if machine["isa"] else ""
     changed = " with changes" if machine["modified"] else ""
     lines = [
-        "Time of forward plus backward as a multiple of segfuse's, lowest to highest over the shapes "
-        f"{shapes}; **bold** where segfuse loses. The floor is the time that moving the bytes takes.",
+        "Time of forward plus backward as a multiple of segfuse's, lowest to highest over the shapes measured for the "
+        f"loss, of {shapes}; **bold** where segfuse loses. The floor is the time that moving the bytes takes.",
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",

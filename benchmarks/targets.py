@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peers import DISTANCE, LARGE, LIBRARIES, LOSSES, SHAPES, SMALL
+from peers import DISTANCE, LARGE, LIBRARIES, LOSSES, SHAPES, SMALL, SORTED, WINDOWS
 
 CaseResult = dict[str, Any]
 
@@ -77,6 +77,8 @@ TARGETS = [
     Target("MiB beyond the gradient", extra_mib, "<=", 2.0, shapes=SHAPES),
     Target("fastest library over segfuse", fastest_library, ">=", 30.0, ("hausdorff_dt",), shapes=DISTANCE),
     Target("fastest library over segfuse", fastest_library, ">=", 20.0, ("boundary",), shapes=DISTANCE),
+    Target("fastest library over segfuse", fastest_library, ">=", 8.0, ("ssim",), shapes=WINDOWS),
+    Target("fastest library over segfuse", fastest_library, ">=", 4.0, ("lovasz",), shapes=SORTED),
 ]
 
 
