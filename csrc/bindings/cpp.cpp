@@ -453,27 +453,21 @@ PYBIND11_MODULE(_cpp, m) {
 
   m.def(
       "cmssl_forward",
-      [](const WindowPass& layout, const Inputs& inputs,
-         const std::vector<uintptr_t>& buffers, double c4, double variance_eps, double beta, int scope, uintptr_t error,
-         uintptr_t threshold, uintptr_t sums, int threads) {
+      [](const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers, double c4,
+         double variance_eps, double beta, int scope, uintptr_t error, uintptr_t threshold, uintptr_t sums,
+         int threads) {
         py::gil_scoped_release release;
-        const Cmssl op{layout.with(inputs, 0, 0, buffers),
-                       c4,
-                       variance_eps,
-                       beta,
-                       static_cast<Scope>(scope),
-                       false,
-                       pointer<void>(error),
-                       pointer<double>(threshold)};
+        const Cmssl op{layout.with(inputs, 0, 0, buffers), c4,    variance_eps,         beta,
+                       static_cast<Scope>(scope),          false, pointer<void>(error), pointer<double>(threshold)};
         return cmssl_forward(op, pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
-      "beta"_a, "scope"_a, "error"_a, "threshold"_a, "sums"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a, "beta"_a, "scope"_a, "error"_a,
+      "threshold"_a, "sums"_a, "threads"_a);
   m.def(
       "cmssl_backward",
-      [](const WindowPass& layout, const Inputs& inputs,
-         const std::vector<uintptr_t>& buffers, double c4, double variance_eps, bool detach, uintptr_t threshold,
-         uintptr_t coefficient, uintptr_t grad_input, int threads) {
+      [](const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers, double c4,
+         double variance_eps, bool detach, uintptr_t threshold, uintptr_t coefficient, uintptr_t grad_input,
+         int threads) {
         py::gil_scoped_release release;
         const Cmssl op{layout.with(inputs, grad_input, coefficient, buffers),
                        c4,
@@ -485,31 +479,29 @@ PYBIND11_MODULE(_cpp, m) {
                        pointer<double>(threshold)};
         cmssl_backward(op, threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a,
-      "detach"_a, "threshold"_a, "coefficient"_a, "grad_input"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a, "detach"_a, "threshold"_a,
+      "coefficient"_a, "grad_input"_a, "threads"_a);
 
   m.def(
       "ssim_forward",
-      [](const WindowPass& layout, const Inputs& inputs,
-         const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t grad_input,
-         uintptr_t sums, int threads) {
+      [](const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers, double c1, double c2,
+         bool contrast, uintptr_t grad_input, uintptr_t sums, int threads) {
         py::gil_scoped_release release;
         const Ssim op{layout.with(inputs, grad_input, 0, buffers), c1, c2, contrast};
         return ssim_forward(op, pointer<double>(sums), threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
-      "grad_input"_a, "sums"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a, "grad_input"_a, "sums"_a,
+      "threads"_a);
   m.def(
       "ssim_backward",
-      [](const WindowPass& layout, const Inputs& inputs,
-         const std::vector<uintptr_t>& buffers, double c1, double c2, bool contrast, uintptr_t coefficient,
-         uintptr_t grad_input, int threads) {
+      [](const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers, double c1, double c2,
+         bool contrast, uintptr_t coefficient, uintptr_t grad_input, int threads) {
         py::gil_scoped_release release;
         const Ssim op{layout.with(inputs, grad_input, coefficient, buffers), c1, c2, contrast};
         ssim_backward(op, threads);
       },
-      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a,
-      "coefficient"_a, "grad_input"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a, "coefficient"_a, "grad_input"_a,
+      "threads"_a);
 
   m.def(
       "huge_pages", [](uintptr_t data, size_t bytes) { huge_pages(pointer<void>(data), bytes); }, py::kw_only(),
