@@ -128,7 +128,7 @@ def environment() -> dict[str, Any]:
         "cache": read("/sys/devices/system/cpu/cpu0/cache/index3/size"),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "system": platform.platform(terse=True),
+        "system": "-".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "compiler": output("c++", "--version").partition("\n")[0],
         "load_before": os.getloadavg()[0],
         "commit": output("git", "rev-parse", "HEAD"),
