@@ -46,8 +46,8 @@ def small_calls(times: dict[str, dict[str, float]]) -> list[str]:
     bce = us.pop("eager BCE")
     slower = sorted((time, name) for name, time in us.items() if time > NEAR * bce)
     text = (
-        f"At [4, 1, 64, 64] eager `F.binary_cross_entropy_with_logits` takes {bce:.0f} µs; {len(us) - len(slower)} of the "
-        f"{len(us)} classes take {min(us.values()) / bce:.2f} to {NEAR} times as long"
+        f"At [4, 1, 64, 64] eager `F.binary_cross_entropy_with_logits` takes {bce:.0f} µs; "
+        f"{len(us) - len(slower)} of the {len(us)} classes take {min(us.values()) / bce:.2f} to {NEAR} times as long"
     )
     others = ", ".join(f"`{name}` {time:.0f}" for time, name in slower)
     return [text + (f", the others in µs: {others}." if slower else "."), ""]

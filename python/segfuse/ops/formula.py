@@ -487,8 +487,8 @@ class _Evaluate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         call = ctx.call
-        *given, sums, held = ctx.saved_tensors[:7]
-        x, parameters = Tensors(*given), list(ctx.saved_tensors[7:])
+        input, target, weight, mask, distance, sums, held, *parameters = ctx.saved_tensors
+        x = Tensors(input, target, weight, mask, distance)
         if torch.is_grad_enabled() and (x.input.requires_grad or grads[0].requires_grad):
             needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])
             first, *rest = _by_reference(x, call.geometry, call.formula, grads[0], parameters, needs)
