@@ -112,7 +112,9 @@ def draw_maps(path: Path, tasks: Sequence[Task]) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         figure = Figure(figsize=(4 * PANEL * 1.35, len(tasks) * PANEL * 1.3 + 0.4), facecolor="white")
-        grid = figure.subplots(len(tasks), 4, squeeze=False, gridspec_kw={"left": 0.02, "right": 0.97, "wspace": 0.25})
+        grid = figure.subplots(
+            len(tasks), 4, squeeze=False, gridspec_kw={"left": 0.02, "right": 0.97, "wspace": 0.25, "hspace": 0.35}
+        )
         for line, task in zip(grid, tasks, strict=True):
             index, top, left, size = task.view
             mask = task.test_mask[index, 0]

@@ -28,6 +28,8 @@ SURVEY: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 )
 # Losses made to accompany a region loss: alone they are near 0 for an empty prediction. The weight beside Dice.
 COMPANIONS = {"BoundaryLoss": 0.1, "HausdorffDTLoss": 0.1, "HausdorffERLoss": 0.1, "HausdorffCVLoss": 0.1}
+# As its authors train it: alone it can come to rest where all is background.
+OPTIONS: dict[str, dict[str, Any]] = {"CMSSLLoss": {"lambda_ce": 0.5}}
 FOR_POINTS = ("WeightedHausdorffLoss",)  # these want a few points, not masks
 NAMES = ("Dice", "Tversky", "Hausdorff")  # keep their capital inside a label
 HYPHENS = ("cross entropy", "Self adjusting", "Top K")
@@ -91,7 +93,11 @@ def entries() -> dict[str, Entry]:
                 label = label.replace(pair, pair.replace(" ", "-"))
             if name in COMPANIONS:
                 label = f"Dice + {label}"
-            table.append(Entry("_".join(parts).replace("-", "_").lower(), label, name, {}, COMPANIONS.get(name)))
+            table.append(
+                Entry(
+                    "_".join(parts).replace("-", "_").lower(), label, name, OPTIONS.get(name, {}), COMPANIONS.get(name)
+                )
+            )
     return {entry.id: entry for entry in table}
 
 
