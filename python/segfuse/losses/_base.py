@@ -145,10 +145,12 @@ class Loss(nn.Module):
         """Multiclass by one sigmoid per class."""
         return False
 
+    own_pass = False  # the value is what `compute` makes of the tensors, not a formula on sums
+
     @property
     def fusable(self) -> bool:
         """Its value is a formula on sums."""
-        return True
+        return not self.own_pass
 
     def __init__(
         self,
@@ -187,6 +189,10 @@ class Loss(nn.Module):
 
     def term_names(self) -> list[str]:
         return []
+
+    def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
+        """The value, reduced, of a loss with a pass of its own."""
+        raise NotImplementedError
 
     measures = False  # pixels are weighed by a distance map
 
@@ -237,11 +243,28 @@ class Loss(nn.Module):
             ValueError: shapes, values or options that do not fit together.
             TypeError: a dtype that does not fit.
         """
+        if self.own_pass:
+            return self.run(input, target, weight_map, mask, distance_map, return_terms)
         value, terms = self.evaluate(*self.prepare(input, target, weight_map, mask, distance_map), return_terms)
         if not return_terms:
             return value
         named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
         return value, named
+
+    def run(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None = None,
+        mask: Tensor | None = None,
+        distance_map: Tensor | None = None,
+        return_terms: bool = False,
+        **more: Any,
+    ) -> Any:
+        """Checks the arguments and computes the value; ``more`` goes to :meth:`compute`."""
+        x, g = self.check(input, target, weight_map, mask, distance_map)
+        value = self.compute(x, g, **more).to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
+        return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
 
     def check(
         self,

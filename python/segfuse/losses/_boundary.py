@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 from ..backends import pick
 from ..ops._hard_pair import HardPair, hard_pair
 from ..ops.formula import one_per_class
-from ._base import Loss, UnbackedOptions, refuse_map, snake
+from ..ops.pixel_stats import Geometry, Tensors
+from ._base import Loss, UnbackedOptions
 
 
 class HardLoss(Loss):
@@ -25,7 +26,7 @@ class HardLoss(Loss):
     One to three spatial axes. Ignored pixels are background in target and prediction, and their neighbours see them so.
     """
 
-    fusable = False
+    own_pass = True
     op: str  # whose sums it takes
 
     def __init__(self, *, include_background: bool | None = None, **common: Unpack[UnbackedOptions]) -> None:
@@ -59,29 +60,6 @@ class HardLoss(Loss):
         how = f"mode {g.mode}, {g.activation} by torch"
         return f"{how}; {self.op} on {backend}: a forward pass that also writes the gradient"
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: None = None,
-        return_terms: bool = False,
-    ) -> Any:
-        refuse_map(self, distance_map)
-        return self.evaluate_pair(input, target, weight_map, mask, return_terms)
-
-    def evaluate_pair(
-        self,
-        input: Tensor,
-        target: Tensor,
-        weight_map: Tensor | None,
-        mask: Tensor | None,
-        return_terms: bool,
-        **more: Any,
-    ) -> Any:
-        x, g = self.check(input, target, weight_map, mask)
+    def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         pair = hard_pair(x, g, include_background=not self.leaves_out_background(g))
-        value = self.reduce(self.sums(pair, **more), pair).to(pair.p.dtype)
-        return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
+        return self.reduce(self.sums(pair, **more), pair).to(pair.p.dtype)

@@ -12,7 +12,7 @@ from ..ops import lovasz_extension as op
 from ..ops.formula import one_per_class
 from ..ops.lovasz_extension import Classes, Problems, problems
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, Options, snake
+from ._base import Loss, Options
 
 __all__ = ["LovaszLoss"]
 
@@ -35,16 +35,14 @@ class LovaszLoss(Loss):
     Source: Berman et al. 2018 (arXiv 1705.08790), algorithm 1.
     """
 
+    own_pass = True
+
     def __init__(
         self, *, per_image: bool | None = None, classes: Classes = "present", **common: Unpack[Options]
     ) -> None:
         super().__init__(**common)
         self.per_image = None if per_image is None else bool(per_image)
         self.classes = classes
-
-    @property
-    def fusable(self) -> bool:
-        return False
 
     @property
     def classes(self) -> Classes:
@@ -67,25 +65,13 @@ class LovaszLoss(Loss):
         op.refuse_weights(weight_map)
         return super().check(input, target, None, mask, distance_map)
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: Any = None,
-        return_terms: bool = False,
-    ) -> Any:
-        x, g = self.check(input, target, weight_map, mask, distance_map)
+    def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         how = problems(g, self.per_image, self.classes, self.include_background is not False)
         weight = [float(wanted) for wanted in how.wanted]
         if self.class_weight is not None:
             weight = [v * w for v, w in zip(one_per_class(self.class_weight, g.shape[1]), weight, strict=True)]
         losses, positives = op.lovasz(x, g, how)
-        value = self.reduce(losses, positives, how, torch.tensor(weight, dtype=losses.dtype, device=losses.device))
-        value = value.to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
-        return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
+        return self.reduce(losses, positives, how, torch.tensor(weight, dtype=losses.dtype, device=losses.device))
 
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)

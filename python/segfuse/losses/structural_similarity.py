@@ -13,7 +13,7 @@ from ..ops import cmssl, local_moments, ssim
 from ..ops.formula import one_per_class
 from ..ops.local_moments import Kernel, Padding, Window, make_window
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, Options, number, one_of, refuse_map, snake, weights_tuple
+from ._base import Loss, Options, number, one_of, weights_tuple
 from .cross_entropy import CrossEntropyLoss
 from .focal import FocalLoss
 
@@ -52,10 +52,7 @@ class WindowLoss(Loss):
         axes = max(len(v) if isinstance(v, list | tuple) else 1 for v in (window, sigma))
         make_window(window, sigma, kernel, padding, (0,) * axes)  # a wrong setting is found here
 
-    @property
-    def fusable(self) -> bool:
-        return False
-
+    own_pass = True
     op: str  # that runs it
 
     def path(self, x: Tensors, g: Geometry) -> tuple[str, bool]:
@@ -70,20 +67,12 @@ class WindowLoss(Loss):
         """The loss, reduced, in float64 or in the type of computation."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: None = None,
-        return_terms: bool = False,
-    ) -> Any:
-        refuse_map(self, distance_map)
-        x, g = self.check(input, target, weight_map, mask)
-        value = self.windowed(x, g).to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
-        return (value, {snake(type(self).__name__): value.detach().sum()}) if return_terms else value
+    def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
+        return self.windowed(x, g)
+
+    def forward(self, input: Tensor, target: Tensor, *, return_terms: bool = False, **call: Any) -> Any:
+        value, terms = super().forward(input, target, return_terms=True, **call)
+        return (value, {name: term.sum() for name, term in terms.items()}) if return_terms else value
 
     def window_for(self, spatial: tuple[int, ...]) -> Window:
         return make_window(self.window, self.sigma, self.kernel, self.padding, spatial)
@@ -243,23 +232,12 @@ class CMSSLLoss(WindowLoss):
     def one_vs_rest(self) -> bool:
         return self.activation == "sigmoid"
 
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: None = None,
-        return_terms: bool = False,
-    ) -> Any:
-        refuse_map(self, distance_map)
+    def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
+        structure = self.windowed(x, g)
         if not self.lambda_ce:
-            return super().forward(input, target, weight_map=weight_map, mask=mask, return_terms=return_terms)
-        structure, terms = super().forward(input, target, weight_map=weight_map, mask=mask, return_terms=True)
-        entropy = self.cross_entropy()(input, target, weight_map=weight_map, mask=mask)
-        value = self.lambda_ce * entropy + (1 - self.lambda_ce) * structure
-        return (value, dict.fromkeys(terms, value.detach().sum())) if return_terms else value
+            return structure
+        entropy = self.cross_entropy()(x.input, x.target, weight_map=x.weight, mask=x.mask)
+        return self.lambda_ce * entropy + (1 - self.lambda_ce) * structure.to(entropy.dtype)
 
     def windowed(self, x: Tensors, g: Geometry) -> Tensor:
         fixed = self.threshold is not None

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..ops import pairwise_hausdorff
 from ..ops._hard_pair import HardPair
-from ._base import Options, refuse_map
+from ._base import Options
 from ._boundary import HardLoss
 
 __all__ = ["WeightedHausdorffLoss"]
@@ -66,16 +66,8 @@ class WeightedHausdorffLoss(HardLoss):
         return total if self.reduction == "sum" else total / (max(sums.shape[0], 1) * v.sum())
 
     def forward(
-        self,
-        input: Tensor,
-        target: Tensor | Sequence[Tensor],
-        *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: None = None,
-        return_terms: bool = False,
+        self, input: Tensor, target: Tensor | Sequence[Tensor], *, return_terms: bool = False, **call: Any
     ) -> Any:
-        refuse_map(self, distance_map)
         points = None if isinstance(target, Tensor) else target
         if points is not None and (self.mode == "multiclass" or (self.mode == "auto" and input.shape[1] > 1)):
             raise ValueError(
@@ -83,4 +75,4 @@ class WeightedHausdorffLoss(HardLoss):
                 "Try: mode='multilabel' with points for every channel of every image, or a target of class numbers"
             )
         mask_of_points = target if isinstance(target, Tensor) else torch.zeros_like(input, dtype=torch.uint8)
-        return self.evaluate_pair(input, mask_of_points, weight_map, mask, return_terms, points=points)
+        return self.run(input, mask_of_points, return_terms=return_terms, points=points, **call)
