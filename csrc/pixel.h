@@ -1,26 +1,36 @@
-// Scalar mathematics of one pixel, branch-free so that loops over it vectorise. float: own polynomials,
-// a few units in the last place; double: libm. NaN propagates through every function.
+// Scalar mathematics of one pixel, for host and device, branch-free so that loops over it vectorise. float: own
+// polynomials, on a GPU its exponential; a few units in the last place. double: libm. NaN propagates through every
+// function.
 #pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#define SEGFUSE_INLINE __host__ __device__ __forceinline__
+#else
+#define SEGFUSE_INLINE inline
+#endif
+
 namespace segfuse {
 namespace {
 
-inline float as_float(uint32_t bits) {
+SEGFUSE_INLINE float as_float(uint32_t bits) {
   float f;
   memcpy(&f, &bits, 4);
   return f;
 }
-inline uint32_t as_bits(float f) {
+SEGFUSE_INLINE uint32_t as_bits(float f) {
   uint32_t bits;
   memcpy(&bits, &f, 4);
   return bits;
 }
 
 // Cephes expf for x <= 0. Below -87.3 the result is 0.
-inline float exp_negative(float x) {
+SEGFUSE_INLINE float exp_negative(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
   const float c = x < -87.3f ? -87.3f : x;
   const float shifted = c * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 rounds to an integer in the low bits
   const float k = shifted - 12582912.0f;
@@ -34,16 +44,17 @@ inline float exp_negative(float x) {
   const float scale = as_float((as_bits(shifted) - 0x4B400000u + 127u) << 23);
   const float y = (poly * r * r + r + 1.0f) * scale;
   return x < -87.3f ? 0.0f : y;
+#endif
 }
 
 // Above 88 the result is inf.
-inline float exp_(float x) {
+SEGFUSE_INLINE float exp_(float x) {
   const float y = exp_negative(x > 88.0f ? 88.0f : x);
   return x > 88.0f ? HUGE_VALF : y;
 }
 
 // log((1 + f) 2^k), Cephes logf polynomial, |f| < 0.42
-inline float log_poly(float f, float k) {
+SEGFUSE_INLINE float log_poly(float f, float k) {
   float poly = 7.0376836292e-2f;
   poly = poly * f - 1.1514610310e-1f;
   poly = poly * f + 1.1676998740e-1f;
@@ -58,7 +69,7 @@ inline float log_poly(float f, float k) {
 }
 
 // log(x) for x >= 0; 0 and subnormal numbers give -inf
-inline float log_(float x) {
+SEGFUSE_INLINE float log_(float x) {
   const uint32_t shifted = as_bits(x) - 0x3f3504f3u;
   const int32_t k = static_cast<int32_t>(shifted) >> 23;
   const float m = as_float((shifted & 0x007fffffu) + 0x3f3504f3u);
@@ -67,7 +78,7 @@ inline float log_(float x) {
 }
 
 // log(1 + t) for t >= 0, full relative accuracy
-inline float log1p_(float t) {
+SEGFUSE_INLINE float log1p_(float t) {
   const float u = 1.0f + t;
   const uint32_t shifted = as_bits(u) - 0x3f3504f3u;
   const int32_t k = static_cast<int32_t>(shifted) >> 23;
@@ -79,29 +90,29 @@ inline float log1p_(float t) {
 }
 
 // the same for 0 <= t <= 1
-inline float log1p_unit(float t) {
+SEGFUSE_INLINE float log1p_unit(float t) {
   const bool high = t > 0.41421356f;
   const float f = high ? 0.5f * t - 0.5f : t;  // (1 + t) / 2 - 1, exact
   return log_poly(f, high ? 1.0f : 0.0f);
 }
 
-inline double exp_(double x) { return ::exp(x); }
-inline double exp_negative(double x) { return ::exp(x); }
-inline double log1p_unit(double t) { return ::log1p(t); }
-inline double log_(double x) { return ::log(x); }
-inline double log1p_(double x) { return ::log1p(x); }
+SEGFUSE_INLINE double exp_(double x) { return ::exp(x); }
+SEGFUSE_INLINE double exp_negative(double x) { return ::exp(x); }
+SEGFUSE_INLINE double log1p_unit(double t) { return ::log1p(t); }
+SEGFUSE_INLINE double log_(double x) { return ::log(x); }
+SEGFUSE_INLINE double log1p_(double x) { return ::log1p(x); }
 
 template <typename T>
-inline T min_(T a, T b) {
+SEGFUSE_INLINE T min_(T a, T b) {
   return a < b ? a : b;
 }
 template <typename T>
-inline T max_(T a, T b) {
+SEGFUSE_INLINE T max_(T a, T b) {
   return a > b ? a : b;
 }
 // x^a for x >= 0: 0 at x = 0 whatever a
 template <typename T>
-inline T pow_(T x, T a) {
+SEGFUSE_INLINE T pow_(T x, T a) {
   return x > T(0) ? exp_(a * log_(x)) : x * T(0);
 }
 

@@ -1,14 +1,34 @@
-"""Fixtures of every test: the backends that run here, the number of threads, and a count of kernel calls."""
+"""Fixtures of every test: the backends that run here, the number of threads, and a count of kernel calls.
+
+Without a GPU the CUDA kernels run as C++, one block after the other (tests/cuda/emulation.h): `make test` builds them
+into build/emulation. They then are the backend ``cuda`` of these tests, on CPU tensors, when it is forced.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-import segfuse
+
+def emulate() -> None:
+    built = sorted(Path(__file__).parent.parent.glob("build/emulation/_cuda*.so"))
+    if torch.cuda.is_available() or not built:
+        return
+    spec = importlib.util.spec_from_file_location("segfuse._cuda", built[0])
+    assert spec is not None and spec.loader is not None
+    sys.modules["segfuse._cuda"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+emulate()  # before the backends are looked up
+
+import segfuse  # noqa: E402
 
 try:
     from segfuse import _cpp

@@ -79,7 +79,7 @@ def test_numbers_agree_with_the_native_interface():
     assert spelled(enum("DistanceMode")) == list(distance_transform_edt.MODES)
     from segfuse.ops import formula
 
-    assert spelled(enum("Op", re.sub(r"//[^\n]*", "", text("csrc/cpp/formula.cpp")))) == formula.OPS
+    assert spelled(enum("Op", re.sub(r"//[^\n]*", "", text("csrc/formula.h")))) == formula.OPS
     from segfuse.ops import cmssl, local_moments
 
     assert spelled(enum("Scope")) == list(cmssl.SCOPES)

@@ -4,56 +4,13 @@
 // C, C-1 or 1 columns, broadcasting as usual. The arrays are tiny, so what counts is to do it in one call:
 // as torch operations a Dice formula costs more than the fused pass over a small batch.
 // Backward runs the list in reverse. An entry without gradient passes none on, so 0 * inf never makes a NaN.
+#include "../formula.h"
+
 #include <cmath>
 #include <vector>
 
-#include "../segfuse.h"
-
 namespace segfuse {
 namespace {
-
-// The order is the contract with ops/formula.py.
-enum Op : int32_t {
-  ROW,
-  PARAMETER,
-  SCALAR,
-  VECTOR,
-  NUMEL,
-  SIZE_N,
-  SIZE_C,
-  CLASS_INDEX,
-  ADD,
-  SUB,
-  MUL,
-  DIV,
-  POW,
-  MAXIMUM,
-  MINIMUM,
-  GT,
-  GE,
-  LT,
-  LE,
-  EQ,
-  NE,
-  NEG,
-  LOG,
-  LOG1P,
-  EXP,
-  EXPM1,
-  SQRT,
-  ABS,
-  TANH,
-  SINH,
-  COSH,
-  LGAMMA,
-  WHERE,
-  SUM_N,
-  SUM_C,
-  MAX_C,
-  TAIL,
-  HEAD,
-  DETACH
-};
 
 struct Array {
   int64_t rows, columns;
@@ -61,104 +18,6 @@ struct Array {
   int64_t size() const { return rows * columns; }
   int64_t index(int64_t n, int64_t c) const { return (rows == 1 ? 0 : n) * columns + (columns == 1 ? 0 : c); }
 };
-
-double digamma(double x) {
-  double shift = 0;
-  for (; x < 10; ++x) shift -= 1 / x;
-  const double r = 1 / (x * x);
-  return shift + std::log(x) - 0.5 / x -
-         r * (1. / 12 -
-              r * (1. / 120 - r * (1. / 252 - r * (1. / 240 - r * (1. / 132 - r * (691. / 32760 - r / 12))))));
-}
-
-double unary(int op, double a) {
-  switch (op) {
-    case NEG:
-      return -a;
-    case LOG:
-      return std::log(a);
-    case LOG1P:
-      return std::log1p(a);
-    case EXP:
-      return std::exp(a);
-    case EXPM1:
-      return std::expm1(a);
-    case SQRT:
-      return std::sqrt(a);
-    case ABS:
-      return std::fabs(a);
-    case TANH:
-      return std::tanh(a);
-    case SINH:
-      return std::sinh(a);
-    case COSH:
-      return std::cosh(a);
-    case LGAMMA:
-      return std::lgamma(a);
-    default:
-      return a;  // DETACH
-  }
-}
-
-double unary_slope(int op, double a, double out) {
-  switch (op) {
-    case NEG:
-      return -1;
-    case LOG:
-      return 1 / a;
-    case LOG1P:
-      return 1 / (1 + a);
-    case EXP:
-      return out;
-    case EXPM1:
-      return out + 1;
-    case SQRT:
-      return 0.5 / out;
-    case ABS:
-      return a > 0 ? 1 : (a < 0 ? -1 : 0);
-    case TANH:
-      return 1 - out * out;
-    case SINH:
-      return std::cosh(a);
-    case COSH:
-      return std::sinh(a);
-    case LGAMMA:
-      return digamma(a);
-    default:
-      return 0;
-  }
-}
-
-double binary(int op, double a, double b) {
-  switch (op) {
-    case ADD:
-      return a + b;
-    case SUB:
-      return a - b;
-    case MUL:
-      return a * b;
-    case DIV:
-      return a / b;
-    case POW:
-      return std::pow(a, b);
-    case MAXIMUM:
-      return a >= b || a != a ? a : b;
-    case MINIMUM:
-      return a <= b || a != a ? a : b;
-    case GT:
-      return a > b;
-    case GE:
-      return a >= b;
-    case LT:
-      return a < b;
-    case LE:
-      return a <= b;
-    case EQ:
-      return a == b;
-    default:
-      return a != b;
-  }
-}
 
 struct Input {
   const double* sums;  // [K, N, C]
@@ -294,32 +153,10 @@ struct Machine {
       const Array& b = arrays[code[2]];
       double* gb = grad(b);
       each(out, a, b, b, [&](int64_t o, int64_t x, int64_t y, int64_t) {
-        const double d = g[o], u = a.at[x], v = b.at[y];
-        if (d == 0) return;
-        switch (op) {
-          case ADD:
-            ga[x] += d, gb[y] += d;
-            break;
-          case SUB:
-            ga[x] += d, gb[y] -= d;
-            break;
-          case MUL:
-            ga[x] += d * v, gb[y] += d * u;
-            break;
-          case DIV:
-            ga[x] += d / v, gb[y] -= d * out.at[o] / v;
-            break;
-          case POW:
-            ga[x] += d * v * std::pow(u, v - 1);
-            if (u > 0) gb[y] += d * out.at[o] * std::log(u);
-            break;
-          case MAXIMUM:
-            (u >= v || u != u ? ga[x] : gb[y]) += d;
-            break;
-          default:
-            (u <= v || u != u ? ga[x] : gb[y]) += d;
-            break;
-        }
+        if (g[o] == 0) return;
+        double by_a, by_b;
+        binary_slope(op, g[o], a.at[x], b.at[y], out.at[o], by_a, by_b);
+        ga[x] += by_a, gb[y] += by_b;
       });
     } else {
       for (int64_t j = 0; j < out.size(); ++j)

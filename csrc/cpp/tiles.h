@@ -4,6 +4,7 @@
 // the copy that the linker keeps for everybody.
 #pragma once
 #include "../dtypes.h"
+#include "../terms.h"
 #include "kernels.h"
 
 #define SIMD _Pragma("omp simd")
@@ -13,9 +14,6 @@
 namespace segfuse {
 namespace SEGFUSE_ISA {
 namespace {
-
-template <typename T>
-constexpr T CLAMP = T(1e-7);  // probabilities enter a logarithm no smaller than this
 
 // ---------------------------------------------------------------------------------------------------- tiles
 

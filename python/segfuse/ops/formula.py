@@ -18,9 +18,6 @@ from ..backends import forced, pick
 from . import pixel_stats as op
 from .pixel_stats import COUNTS, Geometry, Plan, Row, Tensors, Term
 
-if TYPE_CHECKING:
-    from .._cpp import Code
-
 Array = Any  # Tensor or Symbol
 # The order of enum Op in csrc/cpp/formula.cpp.
 # fmt: off
@@ -384,10 +381,8 @@ class Formula:
         return ((g.shape[0],) if n else ()) + ((g.shape[1] - (c == 2),) if c else ())
 
     @cached_property
-    def native(self) -> Code:
-        """The instructions as the bindings take them."""
-        from .. import _cpp
-
+    def instructions(self) -> dict[str, list[Any]]:
+        """Instructions, constants and outputs as the bindings take them."""
         code: list[int] = []
         constants: list[float] = []
         for name, a, b, d, n, c in self._code:
@@ -398,7 +393,7 @@ class Formula:
                 a = len(constants)
                 constants.extend(values)
             code += [NUMBER[name], a or 0, b or 0, d or 0, int(n) + 2 * c]
-        return _cpp.Code(code=code, constants=constants, outputs=self.outputs)
+        return {"code": code, "constants": constants, "outputs": self.outputs}
 
     @cached_property
     def linear(self) -> bool:
@@ -460,6 +455,8 @@ class Call:
         self.measurer = measurer  # of the distance map, if the formula needs one
         self.native: Any = None  # what the backend keeps
         self.backend = _native_backend(x, g, f)
+        if self.backend is not None and not self.backend.fits(self, x):
+            self.backend = None
         self.dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
         if self.backend is not None:
             self.value_shape = f.value_shape(g)

@@ -8,15 +8,21 @@ from torch import Tensor
 from ... import _cpp
 from ...ops.formula import Call
 from ...ops.pixel_stats import Tensors
-from .pixel_stats import empty_gradient, layout, pointers
+from .pixel_stats import empty_gradient, pointers
+from .pixel_stats import layout as describe_layout
 from .pixel_stats import refuses as refuses
 
 
-def _native(call: Call, x: Tensors) -> _cpp.Pass:
-    """The layout, made once for each kind of tensors that a loss meets. A gradient is laid out like the logits."""
+def _native(call: Call, x: Tensors) -> tuple[_cpp.Pass, _cpp.Code]:
+    """Layout and code, made once for each kind of tensors that a loss meets. A gradient is laid out like the logits."""
     if call.native is None:
-        call.native = layout(x, call.geometry, call.formula.plan, torch.empty_like(x.input))
+        own = describe_layout(x, call.geometry, call.formula.plan, torch.empty_like(x.input))
+        call.native = own, _cpp.Code(**call.formula.instructions)
     return call.native
+
+
+def fits(call: Call, x: Tensors) -> bool:
+    return True
 
 
 def forward(
@@ -27,9 +33,10 @@ def forward(
     value = torch.empty(call.value_shape, dtype=call.dtype)
     sums = torch.empty((f.plan.rows * (2 if ahead else 1), *call.geometry.shape[:2]), dtype=torch.float64)
     grad = empty_gradient(x.input) if ahead else None
+    layout, code = _native(call, x)
     invalid = _cpp.formula_forward(
-        layout=_native(call, x),
-        code=f.native,
+        layout=layout,
+        code=code,
         inputs=pointers(x),
         sums=sums.data_ptr(),
         parameters=0 if parameters is None else parameters.data_ptr(),
@@ -50,9 +57,10 @@ def backward(
     grad = grad.contiguous()
     parameter_grad = None if parameters is None else torch.empty_like(parameters)
     grad_input = (ahead if ahead is not None else empty_gradient(x.input)) if wanted else None
+    layout, code = _native(call, x)
     factor = _cpp.formula_backward(
-        layout=_native(call, x),
-        code=call.formula.native,
+        layout=layout,
+        code=code,
         inputs=pointers(x),
         sums=sums.data_ptr(),
         parameters=0 if parameters is None else parameters.data_ptr(),

@@ -10,7 +10,8 @@ from torch import Tensor
 from ... import _cpp
 from ...ops.local_moments import Window
 from ...ops.pixel_stats import Geometry, Tensors
-from .pixel_stats import ACTIVATION, DTYPE, _layout, empty_gradient, pointers
+from .._layout import ACTIVATION, DTYPE, _layout, pointers
+from .pixel_stats import empty_gradient
 from .pixel_stats import refuses as refuses
 
 

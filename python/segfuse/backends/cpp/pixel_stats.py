@@ -7,25 +7,10 @@ from torch import Tensor
 
 from ... import _cpp
 from ...ops.pixel_stats import Geometry, Plan, Segments, Tensors
+from .._layout import DTYPE as DTYPE
+from .._layout import describe
+from .._layout import pointers as pointers
 
-# The order of enum DType in csrc/segfuse.h.
-_STORAGE = (
-    "float32",
-    "float64",
-    "float16",
-    "bfloat16",
-    "bool",
-    "uint8",
-    "int8",
-    "int16",
-    "uint16",
-    "int32",
-    "uint32",
-    "int64",
-    "uint64",
-)
-DTYPE = {getattr(torch, name): number for number, name in enumerate(_STORAGE)}
-ACTIVATION = {"sigmoid": 0, "softmax": 1, "identity": 2}
 HUGE = 8 << 20  # bytes; a larger gradient is fresh memory and gets 2 MiB pages
 
 
@@ -40,47 +25,11 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
     )
 
 
-def _layout(x: Tensor | None, g: Geometry) -> tuple[int, tuple[int, ...]] | None:
-    """dtype and the strides of N, C and every spatial axis; 0 where the tensor is the same for every class."""
-    if x is None:
-        return None
-    stride = x.stride()
-    if x.ndim == len(g.spatial) + 1:
-        stride = (stride[0], 0, *stride[1:])
-    elif x.shape[1] == 1:
-        stride = (stride[0], 0, *stride[2:])
-    return DTYPE[x.dtype], stride
-
-
 def layout(
     x: Tensors, g: Geometry, plan: Plan, output: Tensor | None = None, upstream: Tensor | None = None
 ) -> _cpp.Pass:
     """Everything about a call but its pointers."""
-    return _cpp.Pass(
-        **plan.native,
-        shape=g.shape,
-        activation=ACTIVATION[g.activation],
-        index_target=g.index_target,
-        ignore_index=g.ignore_index,
-        input=_layout(x.input, g),
-        target=_layout(x.target, g),
-        weight=_layout(x.weight, g),
-        mask=_layout(x.mask, g),
-        distance=_layout(x.distance, g),
-        output=_layout(output, g),
-        upstream=_layout(upstream, g),
-    )
-
-
-def pointers(x: Tensors) -> tuple[int, int, int, int, int]:
-    input, target, weight, mask, distance = x
-    return (
-        input.data_ptr(),
-        target.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        0 if mask is None else mask.data_ptr(),
-        0 if distance is None else distance.data_ptr(),
-    )
+    return _cpp.Pass(**describe(x, g, plan, output, upstream))
 
 
 def empty_gradient(input: Tensor, contiguous: torch.dtype | None = None) -> Tensor:

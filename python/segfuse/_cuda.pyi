@@ -1,0 +1,48 @@
+from collections.abc import Sequence
+
+from ._cpp import Code as Code
+from ._cpp import HardPair as HardPair
+from ._cpp import Inputs
+from ._cpp import MomentsPass as MomentsPass
+from ._cpp import Pass as Pass
+from ._cpp import WindowPass as WindowPass
+
+EMULATED: bool
+ARCHITECTURES: list[str]
+
+Where = tuple[int, int]  # number of the device, address of the stream
+DeviceCode = tuple[int, int, int, int, int]  # addresses of code, constants and outputs; how many instructions, outputs
+
+def pixel_stats_workspace(*, layout: Pass) -> int: ...
+def pixel_stats_forward(*, where: Where, layout: Pass, inputs: Inputs, sums: int, workspace: int) -> None: ...
+def pixel_stats_backward(
+    *, where: Where, layout: Pass, inputs: Inputs, grad_input: int, upstream: int, coefficient: int
+) -> None: ...
+def pixel_stats_map(*, where: Where, layout: Pass, inputs: Inputs, loss_map: int, coefficient: int) -> None: ...
+def formula_workspace(*, code: Sequence[int], N: int, C: int) -> int: ...
+def formula_forward(
+    *,
+    where: Where,
+    layout: Pass,
+    code: DeviceCode,
+    sums: int,
+    parameters: int,
+    workspace: int,
+    value: int,
+    value_is_double: bool,
+    terms: int,
+) -> None: ...
+def formula_backward(
+    *,
+    where: Where,
+    layout: Pass,
+    code: DeviceCode,
+    sums: int,
+    parameters: int,
+    n_parameters: int,
+    workspace: int,
+    grad: int,
+    grad_is_double: bool,
+    coefficient: int,
+    parameter_grad: int,
+) -> None: ...

@@ -1,0 +1,1 @@
+"""CUDA kernels, bound as ``segfuse._cuda``."""
