@@ -2,12 +2,14 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+# One architecture while developing: that of the GPU at hand.
+CUDA_ARCHITECTURES ?= $(if $(shell command -v nvidia-smi),native,90-real)
 
 VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
-CPP     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PEERS   :=
 # What the list `requires` of pyproject.toml leaves to the build front end.
 ADD_requires := cmake ninja
@@ -30,7 +32,7 @@ help:  ## list the targets
 demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compare losses
 	$(BIN)/segfuse demo $(ARGS)
 
-test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo  ## run the tests
+test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.list-bench $(PEERS:%=$(VENV)/.list-peers)  ## run the benchmarks; PEERS=1 adds other libraries
@@ -65,7 +67,14 @@ $(BIN)/python:
 # The package as a user gets it, installed again whenever one of its files changes. Its build requirements stay in .venv
 # so that only what changed is compiled; `make wheel` builds in isolation.
 $(VENV)/.package: $(SOURCES) $(VENV)/.list-requires | $(BIN)/python
-	$(INSTALL) --no-build-isolation .
+	$(INSTALL) --no-build-isolation --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) .
+	@touch $@
+
+# The CUDA kernels as C++, for tests without a GPU.
+$(VENV)/.emulation: $(SOURCES) $(wildcard tests/cuda/*) $(VENV)/.list-requires | $(BIN)/python
+	PATH="$$PWD/$(BIN):$$PATH" cmake -S tests/cuda -B build/emulation -G Ninja -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
+	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" -Wno-dev >/dev/null
+	PATH="$$PWD/$(BIN):$$PATH" cmake --build build/emulation
 	@touch $@
 
 # The packages of one list of pyproject.toml: an extra, or the build requirements. The package itself is not built.

@@ -18,6 +18,9 @@ cudaError_t pixel_stats_forward(const PixelStats& op, double* sums, void* worksp
 cudaError_t pixel_stats_backward(const PixelStats& op, cudaStream_t stream);
 cudaError_t pixel_stats_map(const PixelStats& op, cudaStream_t stream);
 
+int64_t top_k_workspace(const TopK& op);
+cudaError_t top_k_forward(const TopK& op, double* sum, double* count, void* workspace, cudaStream_t stream);
+
 // The instructions and constants of the formula lie on the device, as do its other pointers.
 struct FormulaCall {
   Formula formula;

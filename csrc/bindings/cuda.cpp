@@ -129,4 +129,30 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::kw_only(), "where"_a, "layout"_a, "code"_a, "sums"_a, "parameters"_a, "n_parameters"_a, "workspace"_a,
       "grad"_a, "grad_is_double"_a, "coefficient"_a, "parameter_grad"_a);
+
+  const auto top_k = [](int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid, double percent,
+                        uintptr_t chosen) {
+    return TopK{rows,
+                length,
+                is_double ? F64 : F32,
+                pointer<void>(values),
+                pointer<uint8_t>(valid),
+                percent,
+                pointer<uint8_t>(chosen)};
+  };
+  m.def(
+      "top_k_workspace",
+      [top_k](int64_t rows, int64_t length) { return cuda::top_k_workspace(top_k(rows, length, false, 0, 0, 0, 0)); },
+      py::kw_only(), "rows"_a, "length"_a);
+  m.def(
+      "top_k_forward",
+      [top_k](const Where& where, int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid,
+              double percent, uintptr_t chosen, uintptr_t sum, uintptr_t count, uintptr_t workspace) {
+        on(where, "top_k_forward", [&](cudaStream_t stream) {
+          return cuda::top_k_forward(top_k(rows, length, is_double, values, valid, percent, chosen),
+                                     pointer<double>(sum), pointer<double>(count), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "rows"_a, "length"_a, "is_double"_a, "values"_a, "valid"_a, "percent"_a, "chosen"_a,
+      "sum"_a, "count"_a, "workspace"_a);
 }

@@ -46,3 +46,18 @@ def formula_backward(
     coefficient: int,
     parameter_grad: int,
 ) -> None: ...
+def top_k_workspace(*, rows: int, length: int) -> int: ...
+def top_k_forward(
+    *,
+    where: Where,
+    rows: int,
+    length: int,
+    is_double: bool,
+    values: int,
+    valid: int,
+    percent: float,
+    chosen: int,
+    sum: int,
+    count: int,
+    workspace: int,
+) -> None: ...
