@@ -2,8 +2,9 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
-# One architecture while developing: that of the GPU at hand.
-CUDA_ARCHITECTURES ?= $(if $(shell command -v nvidia-smi),native,90-real)
+# While developing, kernels are built for the GPU at hand; without one, `make cuda` compiles them for this architecture.
+GPU := $(shell command -v nvidia-smi)
+CUDA_ARCHITECTURES ?= $(if $(GPU),native,90-real)
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -24,7 +25,7 @@ endef
 export SMOKE
 
 .NOTPARALLEL:
-.PHONY: help demo test bench lint typecheck wheel readme clean
+.PHONY: help demo test cuda bench lint typecheck wheel readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -34,6 +35,12 @@ demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compar
 
 test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
+	rm -rf build/cuda
+	$(call cmake,.,build/cuda,-DSEGFUSE_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) \
+	  -DCMAKE_CUDA_FLAGS=-Xptxas=-v) --target _cuda --verbose > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
+	$(BIN)/python -m pytest tests/cuda
 
 bench: $(VENV)/.package $(VENV)/.list-bench $(PEERS:%=$(VENV)/.list-peers)  ## run the benchmarks; PEERS=1 adds other libraries
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -67,14 +74,16 @@ $(BIN)/python:
 # The package as a user gets it, installed again whenever one of its files changes. Its build requirements stay in .venv
 # so that only what changed is compiled; `make wheel` builds in isolation.
 $(VENV)/.package: $(SOURCES) $(VENV)/.list-requires | $(BIN)/python
-	$(INSTALL) --no-build-isolation --config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) .
+	$(INSTALL) --no-build-isolation --config-settings=cmake.define.SEGFUSE_CUDA=$(if $(GPU),ON,OFF) .
 	@touch $@
+
+# $(call cmake,SOURCE,BUILD,OPTIONS): configure and build with the tools of .venv.
+cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -Wno-dev -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
+	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" $(3) >/dev/null && cmake --build $(2)
 
 # The CUDA kernels as C++, for tests without a GPU.
 $(VENV)/.emulation: $(SOURCES) $(wildcard tests/cuda/*) $(VENV)/.list-requires | $(BIN)/python
-	PATH="$$PWD/$(BIN):$$PATH" cmake -S tests/cuda -B build/emulation -G Ninja -DCMAKE_BUILD_TYPE=None -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
-	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" -Wno-dev >/dev/null
-	PATH="$$PWD/$(BIN):$$PATH" cmake --build build/emulation
+	$(call cmake,tests/cuda,build/emulation)
 	@touch $@
 
 # The packages of one list of pyproject.toml: an extra, or the build requirements. The package itself is not built.

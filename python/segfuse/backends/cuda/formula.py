@@ -15,6 +15,8 @@ from ._device import refuses as refuses
 from ._device import where, workspace
 from .pixel_stats import invalid, layout
 
+AHEAD = False  # the factor of the gradient is known on the device alone
+
 
 class Native(NamedTuple):
     """What is made once for each kind of tensors that a loss meets."""
