@@ -40,7 +40,7 @@ cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and
 	rm -rf build/cuda
 	$(call cmake,.,build/cuda,-DSEGFUSE_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) \
 	  -DCMAKE_CUDA_FLAGS=-Xptxas=-v) --target _cuda --verbose > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
-	$(BIN)/python -m pytest tests/cuda
+	$(BIN)/python -m pytest --noconftest tests/cuda/test_build.py
 
 bench: $(VENV)/.package $(VENV)/.list-bench $(PEERS:%=$(VENV)/.list-peers)  ## run the benchmarks; PEERS=1 adds other libraries
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -78,7 +78,7 @@ $(VENV)/.package: $(SOURCES) $(VENV)/.list-requires | $(BIN)/python
 	@touch $@
 
 # $(call cmake,SOURCE,BUILD,OPTIONS): configure and build with the tools of .venv.
-cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -Wno-dev -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
+cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
 	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" $(3) >/dev/null && cmake --build $(2)
 
 # The CUDA kernels as C++, for tests without a GPU.
