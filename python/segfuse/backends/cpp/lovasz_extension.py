@@ -15,7 +15,7 @@ _NO_SUMS = Plan(())
 
 
 def classes_at_a_time(classes: int) -> int:
-    """Without a gradient: few, as each takes 4 bytes a pixel; in 8 lots, as each makes the softmax of all classes anew."""
+    """Without a gradient: few, as each takes 4 bytes a pixel; 8 lots, as each makes the softmax of all classes anew."""
     return min(classes, max(4, -(-classes // 8)))
 
 
