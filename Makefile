@@ -24,6 +24,17 @@ assert x.grad.isfinite().all()
 endef
 export SMOKE
 
+# Release wheels hold code for these GPUs, and code that drivers compile for later ones.
+NVCC := $(shell command -v nvcc)
+RELEASE_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
+# $(call wheel,FOLDER,OPTIONS): build a wheel in isolation and try it where only torch is installed.
+define wheel
+$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build/isolated/$(1) $(2) .
+	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/$(1)/*.whl) \
+	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
+	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
+endef
+
 .NOTPARALLEL:
 .PHONY: help demo test cuda bench lint typecheck wheel readme clean
 
@@ -56,13 +67,11 @@ lint: $(VENV)/.list-dev  ## check style: ruff, clang-format
 typecheck: $(VENV)/.package $(VENV)/.list-dev  ## check types: mypy
 	$(BIN)/mypy $(ARGS)
 
-wheel: $(BIN)/python  ## build a wheel into dist/ and try it in a fresh environment
-	rm -rf dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist --config-settings=build-dir=build/isolated .
-	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/dist/*.whl) \
-	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
-	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
-	@ls -l dist
+wheel: $(BIN)/python  ## build wheels into dist/, for the CPU and with nvcc for CUDA, and try each in a fresh environment
+	rm -rf dist
+	$(call wheel,dist/cpu,-C cmake.define.SEGFUSE_CUDA=OFF)
+	$(if $(NVCC),$(call wheel,dist/cuda,-C cmake.define.SEGFUSE_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$(RELEASE_ARCHITECTURES)"))
+	@ls -l dist/*
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
