@@ -174,6 +174,12 @@ def test_a_wrong_label_is_named(backend):
         sf.SSIMLoss(window=3)(torch.zeros(1, 1, 6, 6), torch.full((1, 1, 6, 6), 2))
 
 
+def test_terms_are_the_value():
+    for loss in (sf.SSIMLoss, sf.CMSSLLoss):
+        value, terms = loss(reduction="none")(X, Y, return_terms=True)
+        assert all(torch.equal(term, value) for term in terms.values())
+
+
 def test_explain_names_the_path():
     assert "fused sweeps" in sf.explain(sf.SSIMLoss(), X, Y)
     assert "local_moments" in sf.explain(sf.CMSSLLoss(reduction="none"), X, Y)

@@ -132,9 +132,11 @@ def _compilable(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def call(self: Loss, input: Tensor, target: Tensor, **given: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
+            return forward(self, input, target, **given)
+        if self.compiles:
             return evaluate_compiled(self, input, target, **given)
-        return forward(self, input, target, **given)
+        return torch.compiler.disable(forward)(self, input, target, **given)
 
     return call
 
@@ -214,6 +216,8 @@ class Loss(nn.Module):
     def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         """The value, reduced, of a loss with a pass of its own."""
         raise NotImplementedError
+
+    compiles = True  # into one operator of a graph; otherwise it breaks the graph
 
     measures = False  # pixels are weighed by a distance map
 
