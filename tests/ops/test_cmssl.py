@@ -13,6 +13,7 @@ from segfuse.ops import cmssl, pixel_stats
 from segfuse.ops.local_moments import make_window
 
 CALL = ("weight_map", "mask")
+fast_backends = pytest.mark.parametrize("backend", [name for name in available("cmssl") if name != "reference"])
 
 
 def usable(name: str) -> bool:
@@ -37,12 +38,13 @@ def run(x, y, call, case, backend, scope="batch", cut=0.1, detach=False, padding
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [name for name in CASES if usable(name)])
-def test_matches_reference(name, dtype):
+@fast_backends
+def test_matches_reference(backend, name, dtype):
     case = CASES[name]
     x, y, call = make(case, dtype)
     exact = run(x.double(), y, call, case, "reference")
     plain = run(x, y, call, case, "reference")
-    fast = run(x, y, call, case, available("cmssl")[0])
+    fast = run(x, y, call, case, backend)
     for e, p, f, what in zip(exact, plain, fast, ("total", "selected", "gradient")):
         if name.endswith("one_pixel"):  # the rounding of one number is luck
             close(f, e, 1e-4 if dtype == torch.float32 else 1e-2)
@@ -55,14 +57,15 @@ def test_matches_reference(name, dtype):
 @pytest.mark.parametrize(("scope", "cut"), [("batch", 0.2), ("sample", 0.1), ("class", 0.1), ("fixed", 0.3)])
 @pytest.mark.parametrize("detach", [False, True])
 @pytest.mark.parametrize("name", ["many_tiles", "binary_many_tiles", "binary_3d", "3d"])
-def test_settings(name, detach, scope, cut, padding, window):
+@fast_backends
+def test_settings(backend, name, detach, scope, cut, padding, window):
     case = CASES[name]
     window = min(window, 5) if "3d" in name else window
     x, y, call = make(case, torch.float64)
     more = {"scope": scope, "cut": cut, "detach": detach, "padding": padding, "window": window}
     more["first_class"] = int(case.shape[1] > 1)
     exact = run(x, y, call, case, "reference", **more)
-    fast = run(x, y, call, case, available("cmssl")[0], **more)
+    fast = run(x, y, call, case, backend, **more)
     for e, f in zip(exact, fast):
         within_rounding(f, e, e, torch.float64)
 
