@@ -35,9 +35,9 @@ cudaError_t formula_forward(const FormulaCall& call, void* value, bool value_is_
 cudaError_t formula_backward(const FormulaCall& call, const void* grad, bool grad_is_double, double* coefficient,
                              double* parameter_grad, cudaStream_t stream);
 
-// Bytes of workspace for the backward pass, with one image or two.
-int64_t local_moments_workspace(const LocalMoments& op, int images);
-cudaError_t local_moments_forward(const LocalMoments& op, cudaStream_t stream);
+// Bytes of workspace with one image or two, of the forward pass or of a gradient.
+int64_t local_moments_workspace(const LocalMoments& op, int images, bool gradient);
+cudaError_t local_moments_forward(const LocalMoments& op, void* workspace, cudaStream_t stream);
 cudaError_t local_moments_backward(const LocalMoments& op, void* workspace, cudaStream_t stream);
 
 // Bytes of workspace, with or without a gradient.

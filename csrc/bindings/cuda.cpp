@@ -132,15 +132,19 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def(
       "local_moments_workspace",
-      [](const MomentsPass& layout, int images) { return cuda::local_moments_workspace(layout.op, images); },
-      py::kw_only(), "layout"_a, "images"_a);
+      [](const MomentsPass& layout, int images, bool gradient) {
+        return cuda::local_moments_workspace(layout.op, images, gradient);
+      },
+      py::kw_only(), "layout"_a, "images"_a, "gradient"_a);
   m.def(
       "local_moments_forward",
-      [](const Where& where, const MomentsPass& layout, uintptr_t a, uintptr_t b, const std::vector<uintptr_t>& rows) {
-        on(where, "local_moments_forward",
-           [&](cudaStream_t stream) { return cuda::local_moments_forward(layout.with(a, b, 0, rows), stream); });
+      [](const Where& where, const MomentsPass& layout, uintptr_t a, uintptr_t b, const std::vector<uintptr_t>& rows,
+         uintptr_t workspace) {
+        on(where, "local_moments_forward", [&](cudaStream_t stream) {
+          return cuda::local_moments_forward(layout.with(a, b, 0, rows), pointer<void>(workspace), stream);
+        });
       },
-      py::kw_only(), "where"_a, "layout"_a, "a"_a, "b"_a, "rows"_a);
+      py::kw_only(), "where"_a, "layout"_a, "a"_a, "b"_a, "rows"_a, "workspace"_a);
   m.def(
       "local_moments_backward",
       [](const Where& where, const MomentsPass& layout, uintptr_t a, uintptr_t b, uintptr_t grad_a,

@@ -2,8 +2,9 @@
 // of the largest e.
 //
 // Memory: forward reads logits and target and writes e; a second look reads all three. A gradient reads logits and
-//         target twice, writes and reads four maps of the centres, and is written once. Softmax writes and reads the
-//         probabilities of every class, and their gradients.
+//         target and is written once. Between, the images p and y and four maps of the centres stay in the second-level
+//         cache where it is large enough. Softmax writes and reads the probabilities of every class, and their
+//         gradients.
 // Order:  the largest e is a maximum of the bits of numbers >= 0, which does not depend on the order; NaN is above all
 //         of them. Sums of blocks are added by index.
 #include "windows.cuh"
@@ -45,12 +46,6 @@ template <typename Storage>
 struct CmsslPolicy : LossPolicy<Storage> {
   using T = typename LossPolicy<Storage>::T;
   T c4, eps;
-
-  __device__ __forceinline__ void images(const Group& g, const Place& at, T* v) const {
-    const Element<T> e = element<Storage>(this->op, g.n, g.c, at);
-    v[0] = e.p;
-    v[1] = e.y;
-  }
 };
 
 // e of every pixel, 0 where there is no window, and the largest.
@@ -58,6 +53,7 @@ template <typename Storage>
 struct CmsslErrors : CmsslPolicy<Storage> {
   using T = typename LossPolicy<Storage>::T;
   using Filter = Gather<T, 2, true, false>;
+  Maps<T> images;
   T* error;
   Scope scope;
   Bits<T>* largest;
@@ -67,21 +63,18 @@ struct CmsslErrors : CmsslPolicy<Storage> {
     Bits<T> largest;
   };
   __device__ __forceinline__ State state(int64_t number) const { return {this->of(number), 0}; }
-  __device__ __forceinline__ void load(const State& state, const Place& at, T* v) const {
-    this->images(state.at, at, v);
-  }
   __device__ __forceinline__ void centre(State& state, const Place& at, const T* moments) const {
     const WindowLoss& op = this->op;
     const Group& g = state.at;
     const T c4 = this->c4, eps = this->eps;
+    const int64_t i = pixel_number(op.windows, at);
     Bits<T> e = 0;
     if (has_window(op.windows, at)) {
-      const Element<T> own = element<Storage>(op, g.n, g.c, at);
-      const T d = relative(own.p, moments[0], root(moments[2] + eps), c4) -
-                  relative(own.y, moments[1], root(moments[3] + eps), c4);
-      e = own.valid ? bits_of(d) : 0;
+      const T d = relative(*images.at(P, g.number, i), moments[0], root(moments[2] + eps), c4) -
+                  relative(*images.at(Y, g.number, i), moments[1], root(moments[3] + eps), c4);
+      e = target_of<T>(op, g.n, g.c, at).valid ? bits_of(d) : 0;
     }
-    error[(g.n * op.windows.C + g.c) * pixels_of(op.windows) + pixel_number(op.windows, at)] = number_of(e);
+    error[(g.n * op.windows.C + g.c) * pixels_of(op.windows) + i] = number_of(e);
     state.largest = max_(state.largest, e);
   }
   __device__ __forceinline__ void finish(const State& state, int64_t) const {
@@ -94,21 +87,20 @@ struct CmsslErrors : CmsslPolicy<Storage> {
 
 // threshold [N, C] of every group. One thread for each.
 template <typename T>
-__global__ void __launch_bounds__(PIXEL_THREADS)
-    set_thresholds(const __grid_constant__ Cmssl op, const Bits<T>* largest) {
+__global__ void __launch_bounds__(THREADS) set_thresholds(const __grid_constant__ Cmssl op, const Bits<T>* largest) {
   const Windows& w = op.loss.windows;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * PIXEL_THREADS + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= w.N * w.C) return;
   const Group g{i, i / w.C, i % w.C};
   const double top = op.scope == FIXED ? 1.0 : static_cast<double>(number_of(largest[slot_of(op.scope, g)]));
   op.threshold[i] = g.c >= op.loss.first_class || op.scope == FIXED ? op.beta * top : 0.0;
 }
 
-constexpr int64_t SUM_PIXELS = 16 * PIXEL_THREADS;  // of a block
+constexpr int64_t SUM_PIXELS = 16 * THREADS;  // of a block
 
 // Partial sums of u f e l and f. Grid: groups * blocks of a group.
 template <typename Storage>
-__global__ void __launch_bounds__(PIXEL_THREADS)
+__global__ void __launch_bounds__(THREADS)
     cmssl_sums(const __grid_constant__ LossPolicy<Storage> policy, const typename Compute<Storage>::Type* error,
                const double* threshold, double* partial, int64_t blocks) {
   using T = typename Compute<Storage>::Type;
@@ -118,17 +110,16 @@ __global__ void __launch_bounds__(PIXEL_THREADS)
   const int64_t begin = blockIdx.x % blocks * SUM_PIXELS, end = min_(begin + SUM_PIXELS, S);
   const T cut = static_cast<T>(threshold[plane]);
   T total = T(0), selected = T(0);
-  bool broken = false;
-  for (int64_t i = begin + threadIdx.x; i < end; i += PIXEL_THREADS) {
+  for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) {
     const Place at = place_of(op.windows, i);
     const Element<T> own = element<Storage>(op, g.n, g.c, at);
-    broken |= own.broken;
+    bool broken = false;
     const T u = weight_of<T>(op, g.n, g.c, at, own.valid, broken), e = error[plane * S + i];
     const bool chosen = own.valid && !(e <= cut);
     total += chosen && u != T(0) ? u * e * own.l : T(0);
     selected += chosen ? T(1) : T(0);
   }
-  store_partial(total, selected, broken, partial + blockIdx.x * static_cast<int64_t>(PARTS));
+  store_partial(total, selected, partial + blockIdx.x * int64_t(2));
 }
 
 // Every centre: maps h and by_var, then its own part of d loss / dp and the factor of its cross-entropy.
@@ -136,7 +127,6 @@ template <typename Storage>
 struct CmsslCentres : CmsslPolicy<Storage> {
   using T = typename LossPolicy<Storage>::T;
   using Filter = Gather<T, 2, true, false>;
-  static constexpr int MAPS = 4;
   const double* threshold;
   bool detach;
   Maps<T> maps;
@@ -149,9 +139,6 @@ struct CmsslCentres : CmsslPolicy<Storage> {
     const Group g = this->of(number);
     const int64_t plane = g.n * this->op.windows.C + g.c;
     return {g, static_cast<T>(this->op.coefficient[plane]), static_cast<T>(threshold[plane])};
-  }
-  __device__ __forceinline__ void load(const State& state, const Place& at, T* v) const {
-    this->images(state.at, at, v);
   }
   __device__ __forceinline__ void centre(const State& state, const Place& at, const T* moments) const {
     const WindowLoss& op = this->op;
@@ -187,15 +174,9 @@ template <typename Storage>
 struct CmsslGradient : LossPolicy<Storage> {
   using T = typename LossPolicy<Storage>::T;
   using Filter = Scatter<T, 1>;
-  Maps<T> maps;
+  Maps<T> maps;  // of the centres
 
   __device__ __forceinline__ Group state(int64_t number) const { return this->of(number); }
-  __device__ __forceinline__ void load(const Group& g, const Place& at, T* v) const {
-    const int64_t i = pixel_number(this->op.windows, at);
-#pragma unroll
-    for (int k = 0; k < Filter::MAPS; ++k) v[k] = *maps.at(k, g.number, i);
-    v[Filter::MAPS] = element<Storage>(this->op, g.n, g.c, at).p;
-  }
   __device__ __forceinline__ void centre(const Group& g, const Place& at, const T* gradient) const {
     const int64_t i = pixel_number(this->op.windows, at);
     const T direct = *maps.at(2, g.number, i), entropy = *maps.at(3, g.number, i);
@@ -204,30 +185,49 @@ struct CmsslGradient : LossPolicy<Storage> {
   __device__ void finish(const Group&, int64_t) const {}
 };
 
-int64_t sum_blocks(const Windows& w) { return (pixels_of(w) + SUM_PIXELS - 1) / SUM_PIXELS; }
+constexpr int MAPS = 4;
 
-int64_t slot_bytes(const Windows& w) { return max_(w.N, max_(w.C, int64_t(1))) * static_cast<int64_t>(sizeof(double)); }
+// The workspace: the largest e of every scope, partial sums, the images, then the maps of a gradient.
+struct Room {
+  int64_t slots, groups, most, pixels;
+  Partial partial;
+  explicit Room(const WindowLoss& op)
+      : slots(max_(op.windows.N, max_(op.windows.C, int64_t(1))) * static_cast<int64_t>(sizeof(double))),
+        groups(groups_of(op)),
+        most(groups_at_once(op.windows, groups)),
+        pixels(most * pixels_of(op.windows)),
+        partial{groups, (pixels_of(op.windows) + SUM_PIXELS - 1) / SUM_PIXELS} {}
+  int64_t sums() const { return slots + partial.bytes(); }
+};
 
 template <typename Storage>
 cudaError_t forward(const Cmssl& op, double* sums, void* workspace, cudaStream_t stream) {
   using T = typename Compute<Storage>::Type;
   const WindowLoss& loss = op.loss;
   const Windows& w = loss.windows;
-  const int64_t groups = groups_of(loss), blocks = sum_blocks(w);
+  const Room room(loss);
   Bits<T>* largest = static_cast<Bits<T>*>(workspace);
-  double* partial = reinterpret_cast<double*>(static_cast<char*>(workspace) + slot_bytes(w));
-  SEGFUSE_TRY(cudaMemsetAsync(largest, 0, slot_bytes(w), stream));
-  SEGFUSE_TRY(run_softmax<Storage>(loss, stream));
+  void* partial = static_cast<char*>(workspace) + room.slots;
+  T* images_room = reinterpret_cast<T*>(static_cast<char*>(workspace) + room.sums());
   T* error = static_cast<T*>(op.error);
-  const CmsslErrors<Storage> errors{
-      {{loss}, static_cast<T>(op.c4), static_cast<T>(op.variance_eps)}, error, op.scope, largest};
-  SEGFUSE_TRY(run_march(errors, tiles_of<CmsslErrors<Storage>>(w, groups), 0, groups, stream));
-  SEGFUSE_TRY(launch(set_thresholds<T>, static_cast<unsigned>((w.N * w.C + PIXEL_THREADS - 1) / PIXEL_THREADS),
-                     PIXEL_THREADS, 0, stream, op, largest));
-  SEGFUSE_TRY(launch(cmssl_sums<Storage>, static_cast<unsigned>(groups * blocks), PIXEL_THREADS,
-                     PIXEL_THREADS / WARP * PARTS * sizeof(double), stream, LossPolicy<Storage>{loss}, error,
-                     op.threshold, partial, blocks));
-  return sum_groups(loss, partial, blocks, sums, stream);
+  const Tiles tiles = tiles_of<CmsslErrors<Storage>>(w, room.most);
+  SEGFUSE_TRY(cudaMemsetAsync(largest, 0, room.slots, stream));
+  SEGFUSE_TRY(room.partial.clear(partial, stream));
+  SEGFUSE_TRY(run_softmax<Storage>(loss, stream));
+  for (int64_t first = 0; first < room.groups; first += room.most) {
+    const int64_t count = min_(room.most, room.groups - first);
+    const Maps<T> images{images_room, first, room.most, pixels_of(w)};
+    SEGFUSE_TRY(run_images<Storage>(loss, images, count, room.partial.broken(partial), stream));
+    const CmsslErrors<Storage> policy{
+        {{loss}, static_cast<T>(op.c4), static_cast<T>(op.variance_eps)}, images, error, op.scope, largest};
+    SEGFUSE_TRY(run_march(policy, {{images.first(P), images.first(Y)}}, tiles, first, count, stream));
+  }
+  const unsigned blocks = static_cast<unsigned>((w.N * w.C + THREADS - 1) / THREADS);
+  SEGFUSE_TRY(launch(set_thresholds<T>, blocks, THREADS, 0, stream, op, largest));
+  SEGFUSE_TRY(launch(cmssl_sums<Storage>, static_cast<unsigned>(room.groups * room.partial.blocks), THREADS,
+                     THREADS / WARP * 2 * sizeof(double), stream, LossPolicy<Storage>{loss}, error, op.threshold,
+                     room.partial.sums(partial), room.partial.blocks));
+  return room.partial.add(loss, partial, sums, stream);
 }
 
 template <typename Storage>
@@ -237,16 +237,20 @@ cudaError_t backward(const Cmssl& op, void* workspace, cudaStream_t stream) {
   using Gradient = CmsslGradient<Storage>;
   const WindowLoss& loss = op.loss;
   const Windows& w = loss.windows;
-  const int64_t groups = groups_of(loss), most = groups_at_once(w, groups);
-  const Tiles in = tiles_of<Centres>(w, most), out = tiles_of<Gradient>(w, most);
+  const Room room(loss);
+  const Tiles in = tiles_of<Centres>(w, room.most), out = tiles_of<Gradient>(w, room.most);
   SEGFUSE_TRY(run_softmax<Storage>(loss, stream));
-  for (int64_t first = 0; first < groups; first += most) {
-    const int64_t count = min_(most, groups - first);
-    const Maps<T> maps{static_cast<T*>(workspace), first, most, pixels_of(w)};
-    const Centres centres{
+  for (int64_t first = 0; first < room.groups; first += room.most) {
+    const int64_t count = min_(room.most, room.groups - first);
+    const Maps<T> images{static_cast<T*>(workspace), first, room.most, pixels_of(w)};
+    const Maps<T> maps{images.first(IMAGES_OF_LOSS), first, room.most, pixels_of(w)};
+    SEGFUSE_TRY(run_images<Storage>(loss, images, count, nullptr, stream));
+    const Centres policy{
         {{loss}, static_cast<T>(op.c4), static_cast<T>(op.variance_eps)}, op.threshold, op.detach, maps};
-    SEGFUSE_TRY(run_march(centres, in, first, count, stream));
-    if (!op.detach) SEGFUSE_TRY(run_march(Gradient{{loss}, maps}, out, first, count, stream));
+    SEGFUSE_TRY(run_march(policy, {{images.first(P), images.first(Y)}}, in, first, count, stream));
+    if (op.detach) continue;
+    const Images<T, 3> sent{{maps.first(0), maps.first(1), images.first(P)}};
+    SEGFUSE_TRY(run_march(Gradient{{loss}, maps}, sent, out, first, count, stream));
   }
   return run_softmax_gradient<Storage>(loss, stream);
 }
@@ -256,10 +260,10 @@ cudaError_t backward(const Cmssl& op, void* workspace, cudaStream_t stream) {
 namespace cuda {
 
 int64_t cmssl_workspace(const Cmssl& op, bool gradient) {
-  const Windows& w = op.loss.windows;
-  const int64_t groups = groups_of(op.loss), value = op.loss.input.dtype == F64 ? sizeof(double) : sizeof(float);
-  if (!gradient) return slot_bytes(w) + groups * sum_blocks(w) * PARTS * static_cast<int64_t>(sizeof(double));
-  return op.detach ? 0 : groups_at_once(w, groups) * pixels_of(w) * CmsslCentres<float>::MAPS * value;
+  const Room room(op.loss);
+  const int64_t value = op.loss.input.dtype == F64 ? sizeof(double) : sizeof(float);
+  if (!gradient) return room.sums() + IMAGES_OF_LOSS * room.pixels * value;
+  return (IMAGES_OF_LOSS + (op.detach ? 0 : MAPS)) * room.pixels * value;
 }
 
 cudaError_t cmssl_forward(const Cmssl& op, double* sums, void* workspace, cudaStream_t stream) {

@@ -2,6 +2,7 @@
 //
 // Memory: forward reads the images and writes two or five values of a window. Backward reads the images and the
 //         gradients, writes and reads two or three maps of the centres, reads the images again and writes the gradient.
+//         Images that are not dense or not in the type of computation are copied first, some groups at a time.
 #include "windows.cuh"
 
 namespace segfuse {
@@ -36,10 +37,6 @@ template <typename T, int IMAGES>
 struct Moments : MomentsPolicy<T> {
   using Filter = Gather<T, IMAGES, true, IMAGES == 2>;
 
-  __device__ __forceinline__ void load(const Group& g, const Place& at, T* v) const {
-#pragma unroll
-    for (int i = 0; i < IMAGES; ++i) v[i] = pixel_of<T>(this->op, i, g.n, g.c, at);
-  }
   __device__ __forceinline__ void centre(const Group& g, const Place& at, const T* moments) const {
     if (!has_window(this->op.windows, at)) return;
     const int64_t to = result_of(this->op.windows, g.number, at);
@@ -56,10 +53,6 @@ struct MomentsCentres : MomentsPolicy<T> {
   using Filter = Gather<T, IMAGES, false, false>;
   Maps<T> maps;
 
-  __device__ __forceinline__ void load(const Group& g, const Place& at, T* v) const {
-#pragma unroll
-    for (int i = 0; i < IMAGES; ++i) v[i] = pixel_of<T>(this->op, i, g.n, g.c, at);
-  }
   __device__ __forceinline__ void centre(const Group& g, const Place& at, const T* mean) const {
     const Windows& w = this->op.windows;
     const int64_t i = pixel_number(w, at);
@@ -85,15 +78,7 @@ struct MomentsCentres : MomentsPolicy<T> {
 template <typename T, int IMAGES>
 struct MomentsGradient : MomentsPolicy<T> {
   using Filter = Scatter<T, IMAGES>;
-  Maps<T> maps;
 
-  __device__ __forceinline__ void load(const Group& g, const Place& at, T* v) const {
-    const int64_t i = pixel_number(this->op.windows, at);
-#pragma unroll
-    for (int k = 0; k < Filter::MAPS; ++k) v[k] = *maps.at(k, g.number, i);
-#pragma unroll
-    for (int k = 0; k < IMAGES; ++k) v[Filter::MAPS + k] = pixel_of<T>(this->op, k, g.n, g.c, at);
-  }
   __device__ __forceinline__ void centre(const Group& g, const Place& at, const T* gradient) const {
     const View& v = this->op.output;
     const int64_t to = offset_of(v, g.n, g.c, at);
@@ -112,47 +97,100 @@ struct MomentsGradient : MomentsPolicy<T> {
 int64_t images_of(const LocalMoments& op) { return op.b.data == nullptr ? 1 : 2; }
 int64_t groups_of(const LocalMoments& op) { return op.windows.N * op.windows.C; }
 
-template <typename T, int IMAGES>
-cudaError_t forward(const LocalMoments& op, cudaStream_t stream) {
-  using Policy = Moments<T, IMAGES>;
-  return run_march(Policy{{op}}, tiles_of<Policy>(op.windows, groups_of(op)), 0, groups_of(op), stream);
+bool is_dense(const Windows& w, const View& v, DType computed) {
+  const int64_t lengths[5] = {w.N, w.C, w.shape[0], w.shape[1], w.shape[2]};
+  const int64_t strides[5] = {v.batch, v.channel, v.spatial[0], v.spatial[1], v.spatial[2]};
+  int64_t dense = 1;
+  for (int d = 4; d >= 0; --d) {
+    if (lengths[d] != 1 && strides[d] != dense) return false;
+    dense *= lengths[d];
+  }
+  return v.dtype == computed;
 }
 
+// Map `image` of some groups. Grid: groups of the launch * run_blocks().
+template <typename T>
+__global__ void __launch_bounds__(THREADS) copy_image(const __grid_constant__ MomentsPolicy<T> policy,
+                                                      const __grid_constant__ Maps<T> maps, int image, int64_t runs) {
+  const Group g = policy.state(maps.first_group + blockIdx.x / runs);
+  const Windows& w = policy.op.windows;
+  each_of_run(w, blockIdx.x % runs, [&](int64_t i) {
+    *maps.at(image, g.number, i) = pixel_of<T>(policy.op, image, g.n, g.c, place_of(w, i));
+  });
+}
+
+// The workspace: images that must be copied, then the maps of a gradient.
+struct Room {
+  DType computed;
+  bool dense;
+  int64_t images, most, S;
+  Room(const LocalMoments& op, int images)
+      : computed(op.a.dtype == F64 ? F64 : F32),
+        dense(is_dense(op.windows, op.a, computed) && (images == 1 || is_dense(op.windows, op.b, computed))),
+        images(images),
+        most(groups_at_once(op.windows, groups_of(op))),
+        S(pixels_of(op.windows)) {}
+  int64_t copies() const { return dense ? 0 : images; }
+  int64_t bytes(bool gradient) const {
+    return (copies() + (gradient ? images + 1 : 0)) * most * S * (computed == F64 ? 8 : 4);
+  }
+};
+
 template <typename T, int IMAGES>
-cudaError_t backward(const LocalMoments& op, T* room, cudaStream_t stream) {
-  const int64_t groups = groups_of(op), most = groups_at_once(op.windows, groups);
-  const Tiles in = tiles_of<MomentsCentres<T, IMAGES>>(op.windows, most);
-  const Tiles out = tiles_of<MomentsGradient<T, IMAGES>>(op.windows, most);
+cudaError_t run(const LocalMoments& op, bool gradient, void* workspace, cudaStream_t stream) {
+  const Windows& w = op.windows;
+  const Room room(op, IMAGES);
+  const int64_t groups = groups_of(op), runs = run_blocks(w);
+  const int64_t most = room.dense && !gradient ? groups : room.most;
+  const Tiles forward = tiles_of<Moments<T, IMAGES>>(w, room.most);
+  const Tiles in = tiles_of<MomentsCentres<T, IMAGES>>(w, room.most);
+  const Tiles out = tiles_of<MomentsGradient<T, IMAGES>>(w, room.most);
   for (int64_t first = 0; first < groups; first += most) {
     const int64_t count = min_(most, groups - first);
-    const Maps<T> maps{room, first, most, pixels_of(op.windows)};
-    SEGFUSE_TRY(run_march(MomentsCentres<T, IMAGES>{{op}, maps}, in, first, count, stream));
-    SEGFUSE_TRY(run_march(MomentsGradient<T, IMAGES>{{op}, maps}, out, first, count, stream));
+    const Maps<T> copies{static_cast<T*>(workspace), first, most, room.S};
+    Images<T, IMAGES> images;
+    for (int i = 0; i < IMAGES; ++i) {
+      images.image[i] = reinterpret_cast<const T*>((i == 0 ? op.a : op.b).data) + first * room.S;
+      if (room.dense) continue;
+      images.image[i] = copies.first(i);
+      SEGFUSE_TRY(launch(copy_image<T>, static_cast<unsigned>(count * runs), THREADS, 0, stream, MomentsPolicy<T>{op},
+                         copies, i, runs));
+    }
+    if (!gradient) {
+      SEGFUSE_TRY(run_march(Moments<T, IMAGES>{{op}}, images, forward, first, count, stream));
+      continue;
+    }
+    const Maps<T> maps{copies.first(room.copies()), first, most, room.S};
+    SEGFUSE_TRY(run_march(MomentsCentres<T, IMAGES>{{op}, maps}, images, in, first, count, stream));
+    Images<T, 2 * IMAGES + 1> sent;
+    for (int k = 0; k <= IMAGES; ++k) sent.image[k] = maps.first(k);
+    for (int i = 0; i < IMAGES; ++i) sent.image[IMAGES + 1 + i] = images.image[i];
+    SEGFUSE_TRY(run_march(MomentsGradient<T, IMAGES>{{op}}, sent, out, first, count, stream));
   }
   return cudaSuccess;
+}
+
+cudaError_t run(const LocalMoments& op, bool gradient, void* workspace, cudaStream_t stream) {
+  const bool pair = images_of(op) == 2;
+  if (op.a.dtype == F64)
+    return pair ? run<double, 2>(op, gradient, workspace, stream) : run<double, 1>(op, gradient, workspace, stream);
+  return pair ? run<float, 2>(op, gradient, workspace, stream) : run<float, 1>(op, gradient, workspace, stream);
 }
 
 }  // namespace
 
 namespace cuda {
 
-int64_t local_moments_workspace(const LocalMoments& op, int images) {
-  const int64_t value = op.a.dtype == F64 ? sizeof(double) : sizeof(float);
-  return groups_at_once(op.windows, groups_of(op)) * pixels_of(op.windows) * (images + 1) * value;
+int64_t local_moments_workspace(const LocalMoments& op, int images, bool gradient) {
+  return Room(op, images).bytes(gradient);
 }
 
-cudaError_t local_moments_forward(const LocalMoments& op, cudaStream_t stream) {
-  if (op.a.dtype == F64) return images_of(op) == 2 ? forward<double, 2>(op, stream) : forward<double, 1>(op, stream);
-  return images_of(op) == 2 ? forward<float, 2>(op, stream) : forward<float, 1>(op, stream);
+cudaError_t local_moments_forward(const LocalMoments& op, void* workspace, cudaStream_t stream) {
+  return run(op, false, workspace, stream);
 }
 
 cudaError_t local_moments_backward(const LocalMoments& op, void* workspace, cudaStream_t stream) {
-  if (op.a.dtype == F64) {
-    double* room = static_cast<double*>(workspace);
-    return images_of(op) == 2 ? backward<double, 2>(op, room, stream) : backward<double, 1>(op, room, stream);
-  }
-  float* room = static_cast<float*>(workspace);
-  return images_of(op) == 2 ? backward<float, 2>(op, room, stream) : backward<float, 1>(op, room, stream);
+  return run(op, true, workspace, stream);
 }
 
 }  // namespace cuda

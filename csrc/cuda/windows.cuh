@@ -13,9 +13,10 @@
 //           A centre brings h_i = by_mean_i + by_var_i (a_i - mean_i) + by_cov_i (b_i - mean_i), so that what is left
 //           is relative to its own pixel: g_j = sum_i w_ij (h_i + by_var_i (a_j - a_i) + by_cov_i (b_j - b_i)), where
 //           an axis moves the pixel that is compared from i to j. Differences in a flat window are exactly 0.
-// Memory:   a tile reads its pixels and those within the radius, which neighbouring tiles have in common in the
-//           second-level cache. Maps of the centres (`by`) go through memory, at most MAP_PIXELS pixels of them at a
-//           time.
+// Memory:   a march reads dense images and the tiles overlap by the radius, which is what the second-level cache is
+// for.
+//           So images of p and y are made first, a few groups at a time: MAP_PIXELS of all that a gradient needs fit
+//           into that cache.
 // Order:    taps in index order; the cut into tiles depends on the shape alone.
 #pragma once
 #include "../segfuse_cuda.h"
@@ -25,13 +26,17 @@
 namespace segfuse {
 namespace {
 
-constexpr int PAIR = 2;                    // rows that a thread makes
-constexpr int MARCH_THREADS = 512;         // at most
+constexpr int PAIR = 2;                    // rows that a thread makes at a time
+constexpr int THREADS = 256;               // of a block, at most
 constexpr int WEIGHTS = 66;                // room for those of an axis
-constexpr int64_t MAP_PIXELS = 1 << 22;    // of the maps of one launch
 constexpr int64_t MARCH_BLOCKS = 1024;     // wanted
 constexpr size_t SHARED_OF_TWO = 112000;   // bytes: two blocks share a multiprocessor
 constexpr size_t SHARED_MOST = 200 << 10;  // bytes of one block
+#ifdef SEGFUSE_EMULATION
+constexpr int64_t MAP_PIXELS = 1 << 10, MAP_VOXELS = 1 << 10;  // so that tests see several launches
+#else
+constexpr int64_t MAP_PIXELS = 1 << 21, MAP_VOXELS = 1 << 23;  // a march in 3-D needs more of them to fill the device
+#endif
 
 // ---------------------------------------------------------------------------------------------------- the tiles
 
@@ -43,7 +48,7 @@ struct Tiles {
   int64_t pieces[3];  // tiles along each axis
   size_t shared;      // bytes
   __host__ __device__ int64_t in_group() const { return pieces[0] * pieces[1] * pieces[2]; }
-  dim3 threads() const { return dim3(columns, rows / PAIR); }
+  dim3 threads() const { return dim3(columns, min_(rows / PAIR, THREADS / columns)); }
 };
 
 // `in`: values of a pixel, `out`: of a window, `value`: bytes of one; `groups` images in one launch
@@ -186,25 +191,32 @@ struct Place {
   int64_t z, y, x;
 };
 
-// A policy says what is loaded and what becomes of it:
+// Dense images [groups of the launch, S], one for every value that a march reads of a pixel.
+template <typename T, int IN>
+struct Images {
+  const T* image[IN];
+};
+
+// A policy says what becomes of a result:
 //   Filter                                a Gather or Scatter
 //   windows()
 //   State state(group)                    what a thread remembers
-//   void load(state, place, T* values)    of a pixel inside the image
 //   void centre(state, place, const T*)   the result at a pixel inside the image
 //   void finish(state, block)             every thread of the block, at the end
 // Blocks are numbered from group 0 on. Grid: the groups of the launch times tiles.in_group().
 template <typename Policy>
-__global__ void __launch_bounds__(MARCH_THREADS)
-    march(const __grid_constant__ Policy policy, const __grid_constant__ Tiles tiles, int64_t first_group) {
+__global__ void __launch_bounds__(THREADS, 2)
+    march(const __grid_constant__ Policy policy,
+          const __grid_constant__ Images<typename Policy::Filter::T, Policy::Filter::IN> images,
+          const __grid_constant__ Tiles tiles, int64_t first_group) {
   using Filter = typename Policy::Filter;
   using T = typename Filter::T;
-  constexpr int IN = Filter::IN, OUT = Filter::OUT;
+  constexpr int IN = Filter::IN, OUT = Filter::OUT, AHEAD = IN > 4 ? 2 : 4;  // pixels that a thread asks for at once
   const Windows& w = policy.windows();
   const int rz = w.radius[0], ry = w.radius[1], rx = w.radius[2];
   const int columns = tiles.columns, rows = tiles.rows, width = columns + 2 * rx, height = rows + 2 * ry;
   const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
-  const int column = threadIdx.x, row = threadIdx.y * PAIR;
+  const int column = threadIdx.x;
 
   int64_t at = blockIdx.x;
   const int64_t x0 = at % tiles.pieces[2] * columns;
@@ -212,7 +224,8 @@ __global__ void __launch_bounds__(MARCH_THREADS)
   const int64_t y0 = at % tiles.pieces[1] * rows;
   at /= tiles.pieces[1];
   const int64_t z0 = at % tiles.pieces[0] * tiles.depth, z1 = min_(z0 + tiles.depth, w.shape[0]);
-  auto state = policy.state(first_group + at / tiles.pieces[0]);
+  at /= tiles.pieces[0];
+  auto state = policy.state(first_group + at);
 
   T* weight = reinterpret_cast<T*>(shared_memory());  // [3, WEIGHTS]
   T* staged = weight + 3 * WEIGHTS;                   // [IN, tiles.staged, width]
@@ -225,68 +238,85 @@ __global__ void __launch_bounds__(MARCH_THREADS)
   }
 
   const int step_rows = threads / width, step_columns = threads % width, slots = 2 * rz + 1;
-  for (int64_t z = z0 - rz; z < z1 + rz; ++z) {
-    T plane[PAIR][OUT] = {};
-    if (z >= 0 && z < w.shape[0]) {
-      for (int from = 0; from < height; from += tiles.staged) {
-        const int count = min_(tiles.staged, height - from);
-        int r = thread / width, c = thread % width;
-        while (r < count) {
-          const Place place{z, y0 - ry + from + r, x0 - rx + c};
-          T v[IN] = {};
-          if (place.y >= 0 && place.y < w.shape[1] && place.x >= 0 && place.x < w.shape[2])
-            policy.load(state, place, v);
+  int slot = 0;  // of the plane in the ring
+  for (int64_t z = z0 - rz; z < z1 + rz; ++z, slot = slot + 1 < slots ? slot + 1 : 0) {
+    const bool inside = z >= 0 && z < w.shape[0];
+    for (int from = 0; inside && from < height; from += tiles.staged) {
+      const int count = min_(tiles.staged, height - from);
+      const int64_t corner = ((at * w.shape[0] + z) * w.shape[1] + y0 - ry + from) * w.shape[2] + x0 - rx;
+      // rows and columns [low, high) of the piece lie inside the image
+      const int low_row = static_cast<int>(max_(ry - from - y0, int64_t(0)));
+      const int high_row = static_cast<int>(min_(w.shape[1] - (y0 - ry + from), static_cast<int64_t>(count)));
+      const int low_column = static_cast<int>(max_(rx - x0, int64_t(0)));
+      const int high_column = static_cast<int>(min_(w.shape[2] - (x0 - rx), static_cast<int64_t>(width)));
+      int r = thread / width, c = thread % width;
+      while (r < count) {
+        T v[AHEAD][IN];
+        int to[AHEAD];
 #pragma unroll
-          for (int k = 0; k < IN; ++k) staged[k * staged_map + r * width + c] = v[k];
+        for (int j = 0; j < AHEAD; ++j) {
+          to[j] = r < count ? r * width + c : -1;
+          const bool pixel = r >= low_row && r < high_row && c >= low_column && c < high_column;
+          const int64_t offset = pixel ? corner + r * w.shape[2] + c : 0;
+#pragma unroll
+          for (int k = 0; k < IN; ++k) v[j][k] = pixel ? images.image[k][offset] : T(0);
           r += step_rows;
           c += step_columns;
           if (c >= width) c -= width, ++r;
         }
-        __syncthreads();
-        for (int r = threadIdx.y; r < count; r += blockDim.y) {
-          T out[OUT];
-          const T* line = staged + r * width + column;
-          combine<Filter, true>(
-              rx, weight + 2 * WEIGHTS,
-              [&](int k, T* v) {
 #pragma unroll
-                for (int i = 0; i < IN; ++i) v[i] = line[i * staged_map + k];
-              },
-              out);
+        for (int j = 0; j < AHEAD; ++j)
 #pragma unroll
-          for (int k = 0; k < OUT; ++k) filtered[k * filtered_map + (from + r) * columns + column] = out[k];
-        }
-        __syncthreads();
+          for (int k = 0; k < IN; ++k)
+            if (to[j] >= 0) staged[k * staged_map + to[j]] = v[j][k];
       }
-      const T* line = filtered + row * columns + column;
-      combine_pair<Filter>(
-          ry, weight + WEIGHTS,
-          [&](int k, T* v) {
+      __syncthreads();
+      for (int r = threadIdx.y; r < count; r += blockDim.y) {
+        T out[OUT];
+        const T* line = staged + r * width + column;
+        combine<Filter, true>(
+            rx, weight + 2 * WEIGHTS,
+            [&](int k, T* v) {
 #pragma unroll
-            for (int i = 0; i < OUT; ++i) v[i] = line[i * filtered_map + k * columns];
-          },
-          plane);
+              for (int i = 0; i < IN; ++i) v[i] = line[i * staged_map + k];
+            },
+            out);
+#pragma unroll
+        for (int k = 0; k < OUT; ++k) filtered[k * filtered_map + (from + r) * columns + column] = out[k];
+      }
+      __syncthreads();
     }
     const int64_t centre = z - rz;
-    const int slot = static_cast<int>((z - (z0 - rz)) % slots);
-#pragma unroll
-    for (int j = 0; j < PAIR; ++j) {
-      T* own = ring + (row + j) * columns + column;
-      if (rz > 0) {
-#pragma unroll
-        for (int k = 0; k < OUT; ++k) own[(slot * OUT + k) * ring_map] = plane[j][k];
-        if (centre < z0) continue;
-        combine<Filter, false>(
-            rz, weight,
+    for (int row = threadIdx.y * PAIR; row < rows; row += blockDim.y * PAIR) {
+      T plane[PAIR][OUT] = {};
+      const T* line = filtered + row * columns + column;
+      if (inside)
+        combine_pair<Filter>(
+            ry, weight + WEIGHTS,
             [&](int k, T* v) {
-              const int from = slot + 1 + k, at = from < slots ? from : from - slots;
 #pragma unroll
-              for (int i = 0; i < OUT; ++i) v[i] = own[(at * OUT + i) * ring_map];
+              for (int i = 0; i < OUT; ++i) v[i] = line[i * filtered_map + k * columns];
             },
-            plane[j]);
+            plane);
+#pragma unroll
+      for (int j = 0; j < PAIR; ++j) {
+        if (rz > 0) {
+          T* own = ring + (row + j) * columns + column;
+#pragma unroll
+          for (int k = 0; k < OUT; ++k) own[(slot * OUT + k) * ring_map] = plane[j][k];
+          if (centre < z0) continue;
+          combine<Filter, false>(
+              rz, weight,
+              [&](int k, T* v) {
+                const int after = slot + 1 + k, at = after < slots ? after : after - slots;
+#pragma unroll
+                for (int i = 0; i < OUT; ++i) v[i] = own[(at * OUT + i) * ring_map];
+              },
+              plane[j]);
+        }
+        const Place place{centre, y0 + row + j, x0 + column};
+        if (place.y < w.shape[1] && place.x < w.shape[2]) policy.centre(state, place, plane[j]);
       }
-      const Place place{centre, y0 + row + j, x0 + column};
-      if (place.y < w.shape[1] && place.x < w.shape[2]) policy.centre(state, place, plane[j]);
     }
   }
   __syncthreads();
@@ -301,10 +331,10 @@ Tiles tiles_of(const Windows& w, int64_t groups) {
 
 // march() over `groups` images from number `first_group` on.
 template <typename Policy>
-cudaError_t run_march(const Policy& policy, const Tiles& tiles, int64_t first_group, int64_t groups,
-                      cudaStream_t stream) {
+cudaError_t run_march(const Policy& policy, const Images<typename Policy::Filter::T, Policy::Filter::IN>& images,
+                      const Tiles& tiles, int64_t first_group, int64_t groups, cudaStream_t stream) {
   return launch(march<Policy>, static_cast<unsigned>(groups * tiles.in_group()), tiles.threads(), tiles.shared, stream,
-                policy, tiles, first_group);
+                policy, images, tiles, first_group);
 }
 
 __device__ __forceinline__ bool has_window(const Windows& w, const Place& at) {
@@ -334,19 +364,35 @@ __device__ __forceinline__ int64_t offset_of(const View& v, int64_t n, int64_t c
   return n * v.batch + c * v.channel + at.z * v.spatial[0] + at.y * v.spatial[1] + at.x * v.spatial[2];
 }
 
-// Values of the windows of some groups, [maps, groups, S].
+// Values of some groups, [maps, groups of the launch, S].
 template <typename T>
 struct Maps {
   T* data;
   int64_t first_group, groups, S;
-  __device__ __forceinline__ T* at(int64_t map, int64_t group, int64_t pixel) const {
+  __host__ __device__ __forceinline__ T* at(int64_t map, int64_t group, int64_t pixel) const {
     return data + (map * groups + group - first_group) * S + pixel;
   }
+  T* first(int64_t map) const { return at(map, first_group, 0); }
 };
 
-// How many groups have their maps in memory at a time.
+// How many groups have their images and maps in memory at a time.
 inline int64_t groups_at_once(const Windows& w, int64_t groups) {
-  return min_(max_(MAP_PIXELS / max_(pixels_of(w), int64_t(1)), int64_t(1)), groups);
+  const int64_t most = w.radius[0] > 0 ? MAP_VOXELS : MAP_PIXELS;
+  return min_(max_(most / max_(pixels_of(w), int64_t(1)), int64_t(1)), groups);
+}
+
+constexpr int PIXEL_RUN = 4;  // pixels of a thread, without windows
+
+// Pixels of a run of a block, THREADS apart: f(pixel) for each. Grid: groups * run_blocks(w).
+inline int64_t run_blocks(const Windows& w) { return (pixels_of(w) + PIXEL_RUN * THREADS - 1) / (PIXEL_RUN * THREADS); }
+template <typename F>
+__device__ __forceinline__ void each_of_run(const Windows& w, int64_t run, F f) {
+  const int64_t S = pixels_of(w);
+#pragma unroll
+  for (int k = 0; k < PIXEL_RUN; ++k) {
+    const int64_t i = (run * PIXEL_RUN + k) * THREADS + threadIdx.x;
+    if (i < S) f(i);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------- pixels of a loss
@@ -460,63 +506,97 @@ struct LossPolicy {
 
 inline int64_t groups_of(const WindowLoss& op) { return op.windows.N * (op.windows.C - op.first_class); }
 
+enum : int { P, Y, IMAGES_OF_LOSS };
+
+// The images of some groups, maps P and Y. broken [groups]: set where a target or a weight is out of range, or nullptr.
+// Grid: groups of the launch * run_blocks().
+template <typename Storage>
+__global__ void __launch_bounds__(THREADS)
+    make_images(const __grid_constant__ LossPolicy<Storage> policy,
+                const __grid_constant__ Maps<typename Compute<Storage>::Type> maps, int64_t runs, int* broken) {
+  using T = typename Compute<Storage>::Type;
+  const WindowLoss& op = policy.op;
+  const Group g = policy.of(maps.first_group + blockIdx.x / runs);
+  bool out_of_range = false;
+  each_of_run(op.windows, blockIdx.x % runs, [&](int64_t i) {
+    const Place at = place_of(op.windows, i);
+    const Element<T> e = element<Storage>(op, g.n, g.c, at);
+    out_of_range |= e.broken;
+    if (broken != nullptr) weight_of<T>(op, g.n, g.c, at, e.valid, out_of_range);
+    *maps.at(P, g.number, i) = e.p;
+    *maps.at(Y, g.number, i) = e.y;
+  });
+  if (broken != nullptr && out_of_range) atomicOr(broken + g.number, 1);
+}
+
+template <typename Storage, typename T>
+cudaError_t run_images(const WindowLoss& op, const Maps<T>& maps, int64_t groups, int* broken, cudaStream_t stream) {
+  const int64_t runs = run_blocks(op.windows);
+  return launch(make_images<Storage>, static_cast<unsigned>(groups * runs), THREADS, 0, stream, LossPolicy<Storage>{op},
+                maps, runs, broken);
+}
+
 // ---------------------------------------------------------------------------------------------------- sums of groups
 
-// A block of any loss leaves three numbers, [groups, blocks of the group, 3]: two sums, and how many targets and
-// weights were out of range.
-constexpr int PARTS = 3;
-
-__device__ __forceinline__ void store_partial(double first, double second, double broken, double* to) {
-  double* warps = reinterpret_cast<double*>(shared_memory());  // [warps, PARTS]
+// A block of any loss leaves two sums, [groups, blocks of the group, 2].
+__device__ __forceinline__ void store_partial(double first, double second, double* to) {
+  double* warps = reinterpret_cast<double*>(shared_memory());  // [warps, 2]
   const int thread = threadIdx.y * blockDim.x + threadIdx.x, count = blockDim.x * blockDim.y / WARP;
-  const double sums[PARTS] = {warp_sum(first), warp_sum(second), warp_sum(broken)};
-  for (int k = 0; thread % WARP == 0 && k < PARTS; ++k) warps[thread / WARP * PARTS + k] = sums[k];
+  first = warp_sum(first);
+  second = warp_sum(second);
+  if (thread % WARP == 0) warps[thread / WARP * 2] = first, warps[thread / WARP * 2 + 1] = second;
   __syncthreads();
-  if (thread >= PARTS) return;
+  if (thread >= 2) return;
   double sum = 0;
-  for (int i = 0; i < count; ++i) sum += warps[i * PARTS + thread];
+  for (int i = 0; i < count; ++i) sum += warps[i * 2 + thread];
   to[thread] = sum;
 }
 
-constexpr int GROUP_THREADS = 256;
-
-// sums [2, N, C] of a group, NaN where anything was out of range; 0 for the classes before the first. Grid: N * C.
-__global__ void __launch_bounds__(GROUP_THREADS)
-    add_groups(const double* partial, double* sums, int64_t C, int64_t first_class, int64_t blocks) {
-  const int64_t group = blockIdx.x, n = group / C, c = group % C - first_class;
-  double total[PARTS] = {};
-  const double* from = partial + (n * (C - first_class) + c) * blocks * PARTS;
-  for (int64_t i = threadIdx.x; c >= 0 && i < blocks; i += GROUP_THREADS)
-    for (int k = 0; k < PARTS; ++k) total[k] += from[i * PARTS + k];
-  double* all = reinterpret_cast<double*>(shared_memory()) + GROUP_THREADS / WARP * PARTS;  // [PARTS]
-  store_partial(total[0], total[1], total[2], all);
+// sums [2, N, C], NaN where anything was out of range; 0 for the classes before the first. Grid: N * C.
+__global__ void __launch_bounds__(THREADS)
+    add_groups(const double* partial, const int* broken, double* sums, int64_t C, int64_t first_class, int64_t blocks) {
+  const int64_t plane = blockIdx.x, c = plane % C - first_class, group = plane / C * (C - first_class) + c;
+  double first = 0, second = 0;
+  for (int64_t i = threadIdx.x; c >= 0 && i < blocks; i += THREADS) {
+    first += partial[(group * blocks + i) * 2];
+    second += partial[(group * blocks + i) * 2 + 1];
+  }
+  double* all = reinterpret_cast<double*>(shared_memory()) + THREADS / WARP * 2;  // [2]
+  store_partial(first, second, all);
   __syncthreads();
   if (threadIdx.x < 2)
-    sums[threadIdx.x * static_cast<int64_t>(gridDim.x) + group] =
-        all[2] > 0 ? static_cast<double>(NAN) : all[threadIdx.x];
+    sums[threadIdx.x * static_cast<int64_t>(gridDim.x) + plane] =
+        c >= 0 && broken[group] != 0 ? static_cast<double>(NAN) : all[threadIdx.x];
 }
 
-inline cudaError_t sum_groups(const WindowLoss& op, const double* partial, int64_t blocks, double* sums,
-                              cudaStream_t stream) {
-  const size_t shared = (GROUP_THREADS / WARP + 1) * PARTS * sizeof(double);
-  return launch(add_groups, static_cast<unsigned>(op.windows.N * op.windows.C), GROUP_THREADS, shared, stream, partial,
-                sums, op.windows.C, op.first_class, blocks);
-}
+// Where a loss keeps its sums: `blocks` of them for each group.
+struct Partial {
+  int64_t groups, blocks;
+  int64_t broken_bytes() const { return (groups + 1) / 2 * 2 * static_cast<int64_t>(sizeof(int)); }
+  int64_t bytes() const { return broken_bytes() + groups * blocks * 2 * static_cast<int64_t>(sizeof(double)); }
+  int* broken(void* room) const { return static_cast<int*>(room); }
+  double* sums(void* room) const { return reinterpret_cast<double*>(static_cast<char*>(room) + broken_bytes()); }
+
+  cudaError_t clear(void* room, cudaStream_t stream) const { return cudaMemsetAsync(room, 0, broken_bytes(), stream); }
+  cudaError_t add(const WindowLoss& op, void* room, double* to, cudaStream_t stream) const {
+    const size_t shared = (THREADS / WARP + 1) * 2 * sizeof(double);
+    return launch(add_groups, static_cast<unsigned>(op.windows.N * op.windows.C), THREADS, shared, stream, sums(room),
+                  broken(room), to, op.windows.C, op.first_class, blocks);
+  }
+};
 
 // ---------------------------------------------------------------------------------------------------- softmax
 
-constexpr int PIXEL_THREADS = 256;
-
 inline unsigned pixel_blocks(const WindowLoss& op) {
-  return static_cast<unsigned>((op.windows.N * pixels_of(op.windows) + PIXEL_THREADS - 1) / PIXEL_THREADS);
+  return static_cast<unsigned>((op.windows.N * pixels_of(op.windows) + THREADS - 1) / THREADS);
 }
 
 // Probabilities of every class and -log p of the target class. A thread for each pixel.
 template <typename Storage>
-__global__ void __launch_bounds__(PIXEL_THREADS) softmax(const __grid_constant__ WindowLoss op) {
+__global__ void __launch_bounds__(THREADS) softmax(const __grid_constant__ WindowLoss op) {
   using T = typename Compute<Storage>::Type;
   const int64_t C = op.windows.C, S = pixels_of(op.windows);
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * PIXEL_THREADS + threadIdx.x, n = i / S, pixel = i % S;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, n = i / S, pixel = i % S;
   if (n >= op.windows.N) return;
   const Place at = place_of(op.windows, pixel);
   const Storage* logits = reinterpret_cast<const Storage*>(op.input.data) + offset_of(op.input, n, 0, at);
@@ -548,10 +628,10 @@ __global__ void __launch_bounds__(PIXEL_THREADS) softmax(const __grid_constant__
 
 // dz_k = p_k (g_k - sum_c g_c p_c) + h (p_k - [k = t]), h the factor of the cross-entropy of the target class t.
 template <typename Storage>
-__global__ void __launch_bounds__(PIXEL_THREADS) softmax_gradient(const __grid_constant__ WindowLoss op) {
+__global__ void __launch_bounds__(THREADS) softmax_gradient(const __grid_constant__ WindowLoss op) {
   using T = typename Compute<Storage>::Type;
   const int64_t C = op.windows.C, S = pixels_of(op.windows);
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * PIXEL_THREADS + threadIdx.x, n = i / S, pixel = i % S;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x, n = i / S, pixel = i % S;
   if (n >= op.windows.N) return;
   const Place at = place_of(op.windows, pixel);
   const Element<T> e = target_of<T>(op, n, 0, at);
@@ -578,13 +658,13 @@ __global__ void __launch_bounds__(PIXEL_THREADS) softmax_gradient(const __grid_c
 template <typename Storage>
 cudaError_t run_softmax(const WindowLoss& op, cudaStream_t stream) {
   if (op.activation != SOFTMAX) return cudaSuccess;
-  return launch(softmax<Storage>, pixel_blocks(op), PIXEL_THREADS, 0, stream, op);
+  return launch(softmax<Storage>, pixel_blocks(op), THREADS, 0, stream, op);
 }
 
 template <typename Storage>
 cudaError_t run_softmax_gradient(const WindowLoss& op, cudaStream_t stream) {
   if (op.activation != SOFTMAX) return cudaSuccess;
-  return launch(softmax_gradient<Storage>, pixel_blocks(op), PIXEL_THREADS, 0, stream, op);
+  return launch(softmax_gradient<Storage>, pixel_blocks(op), THREADS, 0, stream, op);
 }
 
 }  // namespace

@@ -18,12 +18,15 @@ from ._device import where, workspace
 def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
     shape = moments_shape(a, window)
     rows = tuple(torch.empty(shape, dtype=computed(a), device=a.device) for _ in range(2 if b is None else 5))
+    layout, images = _cuda.MomentsPass(**describe_moments(a, b, window)), 1 if b is None else 2
+    room = workspace(_cuda.local_moments_workspace(layout=layout, images=images, gradient=False), a)
     _cuda.local_moments_forward(
         where=where(a),
-        layout=_cuda.MomentsPass(**describe_moments(a, b, window)),
+        layout=layout,
         a=a.data_ptr(),
         b=address(b),
         rows=[row.data_ptr() for row in rows] + [0] * (5 - len(rows)),
+        workspace=room.data_ptr(),
     )
     return rows
 
@@ -35,9 +38,8 @@ def backward(
 
     def gradient(first: Tensor, second: Tensor | None, order: Sequence[int]) -> Tensor:
         grad = torch.empty_like(first)
-        layout = _cuda.MomentsPass(**describe_moments(first, second, window, grad))
-        images = 1 if second is None else 2
-        room = workspace(_cuda.local_moments_workspace(layout=layout, images=images), first)
+        layout, images = _cuda.MomentsPass(**describe_moments(first, second, window, grad)), 1 if second is None else 2
+        room = workspace(_cuda.local_moments_workspace(layout=layout, images=images, gradient=True), first)
         _cuda.local_moments_backward(
             where=where(first),
             layout=layout,
