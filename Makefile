@@ -2,12 +2,15 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+# While developing, kernels are built for the GPU at hand; without one, `make cuda` compiles them for this architecture.
+GPU := $(shell command -v nvidia-smi)
+CUDA_ARCHITECTURES ?= $(if $(GPU),native,90-real)
 
 VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
-CPP     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PEERS   :=
 # What the list `requires` of pyproject.toml leaves to the build front end.
 ADD_requires := cmake ninja
@@ -21,8 +24,19 @@ assert x.grad.isfinite().all()
 endef
 export SMOKE
 
+# Release wheels hold code for these GPUs, and code that drivers compile for later ones.
+NVCC := $(shell command -v nvcc)
+RELEASE_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
+# $(call wheel,FOLDER,OPTIONS): build a wheel in isolation and try it where only torch is installed.
+define wheel
+$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build/isolated/$(1) $(2) .
+	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/$(1)/*.whl) \
+	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
+	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
+endef
+
 .NOTPARALLEL:
-.PHONY: help demo test bench lint typecheck wheel readme clean
+.PHONY: help demo test cuda bench lint typecheck wheel readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -30,8 +44,14 @@ help:  ## list the targets
 demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compare losses
 	$(BIN)/segfuse demo $(ARGS)
 
-test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo  ## run the tests
+test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
+	rm -rf build/cuda
+	$(call cmake,.,build/cuda,-DSEGFUSE_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES) \
+	  -DCMAKE_CUDA_FLAGS=-Xptxas=-v) --target _cuda --verbose > build/cuda.log 2>&1 || { cat build/cuda.log; exit 1; }
+	$(BIN)/python -m pytest --noconftest tests/cuda/test_build.py
 
 bench: $(VENV)/.package $(VENV)/.list-bench $(PEERS:%=$(VENV)/.list-peers)  ## run the benchmarks; PEERS=1 adds other libraries
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -47,13 +67,11 @@ lint: $(VENV)/.list-dev  ## check style: ruff, clang-format
 typecheck: $(VENV)/.package $(VENV)/.list-dev  ## check types: mypy
 	$(BIN)/mypy $(ARGS)
 
-wheel: $(BIN)/python  ## build a wheel into dist/ and try it in a fresh environment
-	rm -rf dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist --config-settings=build-dir=build/isolated .
-	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/dist/*.whl) \
-	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
-	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
-	@ls -l dist
+wheel: $(BIN)/python  ## build wheels into dist/, for the CPU and with nvcc for CUDA, and try each in a fresh environment
+	rm -rf dist
+	$(call wheel,dist/cpu,-C cmake.define.SEGFUSE_CUDA=OFF)
+	$(if $(NVCC),$(call wheel,dist/cuda,-C cmake.define.SEGFUSE_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$(RELEASE_ARCHITECTURES)"))
+	@ls -l dist/*
 
 clean:  ## remove everything that was built, .venv included
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -65,7 +83,16 @@ $(BIN)/python:
 # The package as a user gets it, installed again whenever one of its files changes. Its build requirements stay in .venv
 # so that only what changed is compiled; `make wheel` builds in isolation.
 $(VENV)/.package: $(SOURCES) $(VENV)/.list-requires | $(BIN)/python
-	$(INSTALL) --no-build-isolation .
+	$(INSTALL) --no-build-isolation --config-settings=cmake.define.SEGFUSE_CUDA=$(if $(GPU),ON,OFF) .
+	@touch $@
+
+# $(call cmake,SOURCE,BUILD,OPTIONS): configure and build with the tools of .venv.
+cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
+	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" $(3) >/dev/null && cmake --build $(2)
+
+# The CUDA kernels as C++, for tests without a GPU.
+$(VENV)/.emulation: $(SOURCES) $(wildcard tests/cuda/*) $(VENV)/.list-requires | $(BIN)/python
+	$(call cmake,tests/cuda,build/emulation)
 	@touch $@
 
 # The packages of one list of pyproject.toml: an extra, or the build requirements. The package itself is not built.

@@ -77,7 +77,7 @@ class Case:
         self.candidates: dict[str, Candidate] = {}
         self.missing: dict[str, str] = {}
         self.notes: dict[str, str] = {}
-        self._expected: dict[str, tuple[float, Tensor]] = {}
+        self._expected: dict[tuple[str, bool], tuple[float, Tensor]] = {}
         row = LOSSES[loss]
         self._add("eager", lambda: Candidate(row.plain, self.labels, against=None))
         self._add("segfuse", lambda: Candidate(row.segfuse(segfuse()), self.labels))
@@ -127,8 +127,8 @@ class Case:
 
     def outcome(self, name: str, elements: int | None = None, double: bool = False) -> tuple[float, Tensor]:
         """Value and gradient of the candidate; with `elements` on a part of the images with about so many logits."""
-        if name in self._expected and elements is None:
-            return self._expected[name]
+        if (name, double) in self._expected and elements is None:
+            return self._expected[name, double]
         candidate, logits = self.candidates[name], self.logits.detach()
         labels = candidate.labels
         if elements is not None:
@@ -150,7 +150,7 @@ class Case:
         if not (math.isfinite(value) and bool(gradient.isfinite().all())):
             raise NotComparable("value or gradient is not finite")
         if elements is None and any(other.against == name for other in self.candidates.values()):
-            self._expected[name] = value, gradient
+            self._expected[name, double] = value, gradient
         return value, gradient
 
     def _difference(self, name: str, elements: int | None = None, double: bool = False) -> str:
@@ -172,10 +172,15 @@ class Case:
 
         A peer may lose digits in float32 (SMP takes sums with `vector_norm`: 1e-3 off at millions of pixels; Lovasz
         weights as differences lose more). It is the same function if it agrees in float64, or where it refuses that on
-        a few pixels, and that it needed that is kept in `notes`.
+        a few pixels, and that it needed that is kept in `notes`. A row of the table may ask for float64 at once.
         """
-        difference = self._difference(name)
-        if difference and self.candidates[name].against is not None:
+        in_double, compared = LOSSES[self.loss].in_double, self.candidates[name].against is not None
+        difference = self._difference(name, double=in_double)
+        if in_double:
+            self.outcome(name)  # it must run in float32 too, and be compiled for it
+        if compared and in_double:
+            self.notes[name] = "compared in float64"
+        elif compared and difference:
             self.notes[name] = f"{difference} in float32, equal in float64"
             try:
                 difference = self._difference(name, 1 << 24, double=True)

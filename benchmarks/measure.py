@@ -8,8 +8,8 @@
 For each loss at each shape:
 
 1. **Check.** Every candidate runs forward and backward once. Value and gradient must equal those of the plain torch
-   code, or of segfuse set to a library's way of reducing, to 1e-4 (the gradient: of its largest entry). What differs is
-   not timed.
+   code, or of segfuse set to a library's way of reducing, to 1e-4 (the gradient: of its largest entry), for CMSSL in
+   float64. What differs is not timed.
 2. **Memory.** One more run each, with the peak of the resident set (`candidates.peak_extra`).
 3. **Time.** Candidates take turns, and so do the streaming reads and copies that give the floor: a slow minute of the
    machine hits all alike. Every call starts with `logits.grad = None`, set before the clock. Best and median are kept;

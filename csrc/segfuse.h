@@ -92,7 +92,10 @@ struct LovaszExtension {
   bool per_image;         // P = N problems for each class; otherwise P = 1
   bool present;           // a class without a pixel in a problem has loss 0 there and no gradient
   const uint8_t* wanted;  // [C]; the same for classes that are not wanted
-  void* slope;            // [N, C, S] in float (double for double logits): d loss / dz (hinge) or d loss / dp
+  void* slope;            // [N, classes, S] in float (double for double logits): d loss / dz (hinge) or d loss / dp
+  // For a gradient slopes are kept, of all C classes. Otherwise `slope` is room for some of them at a time.
+  bool keep_slopes = true;
+  int64_t first = 0, classes = 0;  // those that `slope` holds
 };
 
 // value [P, C]: the losses; positives [P, C]: the pixels of the class. op.slope is written. Returns the number of

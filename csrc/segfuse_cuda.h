@@ -18,21 +18,26 @@ cudaError_t pixel_stats_forward(const PixelStats& op, double* sums, void* worksp
 cudaError_t pixel_stats_backward(const PixelStats& op, cudaStream_t stream);
 cudaError_t pixel_stats_map(const PixelStats& op, cudaStream_t stream);
 
-// The instructions and constants of the formula lie on the device, as do its other pointers.
+int64_t top_k_workspace(const TopK& op);
+cudaError_t top_k_forward(const TopK& op, double* sum, double* count, void* workspace, cudaStream_t stream);
+
+// The instructions [length, 6], whose last word says where an array lies, and the constants are on the device, as are
+// the other pointers.
 struct FormulaCall {
   Formula formula;
   int64_t N, C, S;
-  const double* sums;        // [K, N, C]
-  const double* parameters;  // or nullptr
+  int64_t n_constants, total;  // total: entries of all arrays
+  const double* sums;          // [K, N, C]
+  const double* parameters;    // or nullptr
   int rows, n_parameters;
-  double* workspace;
+  double* workspace;   // 2 total doubles
+  bool shared_arrays;  // set by the launch: the arrays lie in shared memory
 };
-// Bytes of workspace, from instructions that lie on the host.
-int64_t formula_workspace(const int32_t* host_code, int64_t length, int64_t N, int64_t C);
-cudaError_t formula_forward(const FormulaCall& call, void* value, bool value_is_double, double* terms,
-                            cudaStream_t stream);
+// Fills in the last word of every instruction, on the host, and returns `total`.
+int64_t formula_layout(int32_t* code, int64_t length, int64_t N, int64_t C);
+cudaError_t formula_forward(FormulaCall call, void* value, bool value_is_double, double* terms, cudaStream_t stream);
 // coefficient [K, N, C] and parameter_grad from the gradient of the loss.
-cudaError_t formula_backward(const FormulaCall& call, const void* grad, bool grad_is_double, double* coefficient,
+cudaError_t formula_backward(FormulaCall call, const void* grad, bool grad_is_double, double* coefficient,
                              double* parameter_grad, cudaStream_t stream);
 
 // Bytes of workspace with one image or two, of the forward pass or of a gradient.

@@ -84,12 +84,13 @@ def test_numbers_agree_with_the_native_interface():
 
     assert spelled(enum("Scope")) == list(cmssl.SCOPES)
     assert f"MAX_RADIUS = {local_moments.MAX_SIZE // 2};" in header
-    cpp = pytest.importorskip("segfuse.backends.cpp.pixel_stats")
+    from segfuse.backends import _layout
+
     short = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i"}
-    ours = [re.sub(r"^[a-z]+(?=\d)", lambda m: short[m[0]], str(d).removeprefix("torch.")) for d in cpp.DTYPE]
+    ours = [re.sub(r"^[a-z]+(?=\d)", lambda m: short[m[0]], str(d).removeprefix("torch.")) for d in _layout.DTYPE]
     assert ours == spelled(enum("DType"))
-    assert list(cpp.DTYPE.values()) == list(range(len(cpp.DTYPE)))
-    assert [name.upper() for name in cpp.ACTIVATION] == enum("Activation")
+    assert list(_layout.DTYPE.values()) == list(range(len(_layout.DTYPE)))
+    assert [name.upper() for name in _layout.ACTIVATION] == enum("Activation")
 
 
 def test_losses_never_see_a_pointer_and_ops_never_see_a_loss():

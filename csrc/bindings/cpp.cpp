@@ -34,28 +34,39 @@ PYBIND11_MODULE(_cpp, m) {
 
   m.def(
       "lovasz_extension_forward",
-      [](const Pass& layout, bool hinge, bool per_image, bool present, const py::bytes& wanted, uintptr_t input,
-         uintptr_t target, uintptr_t mask, uintptr_t slope, uintptr_t value, uintptr_t positives, int threads) {
-        const std::string classes = wanted;
+      [](const Pass& layout, bool hinge, bool per_image, bool present, const py::bytes& wanted, bool keep_slopes,
+         int64_t classes, uintptr_t input, uintptr_t target, uintptr_t mask, uintptr_t slope, uintptr_t value,
+         uintptr_t positives, int threads) {
+        const std::string which = wanted;
         py::gil_scoped_release release;
         const LovaszExtension op{layout.with({input, target, 0, mask, 0}, 0, 0, 0),
                                  hinge,
                                  per_image,
                                  present,
-                                 reinterpret_cast<const uint8_t*>(classes.data()),
-                                 pointer<void>(slope)};
+                                 reinterpret_cast<const uint8_t*>(which.data()),
+                                 pointer<void>(slope),
+                                 keep_slopes,
+                                 0,
+                                 classes};
         return lovasz_extension_forward(op, pointer<double>(value), pointer<double>(positives), threads);
       },
-      py::kw_only(), "layout"_a, "hinge"_a, "per_image"_a, "present"_a, "wanted"_a, "input"_a, "target"_a, "mask"_a,
-      "slope"_a, "value"_a, "positives"_a, "threads"_a);
+      py::kw_only(), "layout"_a, "hinge"_a, "per_image"_a, "present"_a, "wanted"_a, "keep_slopes"_a, "classes"_a,
+      "input"_a, "target"_a, "mask"_a, "slope"_a, "value"_a, "positives"_a, "threads"_a);
 
   m.def(
       "lovasz_extension_backward",
       [](const Pass& layout, bool hinge, bool per_image, uintptr_t input, uintptr_t slope, uintptr_t grad_input,
          uintptr_t coefficient, int threads) {
         py::gil_scoped_release release;
-        const LovaszExtension op{
-            layout.with({input, 0, 0, 0, 0}, grad_input, 0, 0), hinge, per_image, false, nullptr, pointer<void>(slope)};
+        const LovaszExtension op{layout.with({input, 0, 0, 0, 0}, grad_input, 0, 0),
+                                 hinge,
+                                 per_image,
+                                 false,
+                                 nullptr,
+                                 pointer<void>(slope),
+                                 true,
+                                 0,
+                                 layout.op.C};
         lovasz_extension_backward(op, pointer<double>(coefficient), threads);
       },
       py::kw_only(), "layout"_a, "hinge"_a, "per_image"_a, "input"_a, "slope"_a, "grad_input"_a, "coefficient"_a,

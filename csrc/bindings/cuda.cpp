@@ -82,26 +82,35 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "loss_map"_a, "coefficient"_a);
 
-  // The code, its constants and outputs lie on the device; (code, constants, outputs, length, number of outputs).
-  using DeviceCode = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int>;
+  // Addresses of code, constants and outputs on the device; number of instructions, constants and outputs; entries of
+  // all arrays
+  using DeviceCode = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int, int64_t>;
   const auto formula_call = [](const Pass& layout, const DeviceCode& code, uintptr_t sums, uintptr_t parameters,
                                int n_parameters, uintptr_t workspace) {
-    const auto& [instructions, constants, outputs, length, n_outputs] = code;
+    const auto& [instructions, constants, outputs, length, n_constants, n_outputs, total] = code;
     return cuda::FormulaCall{
         {pointer<int32_t>(instructions), length, pointer<double>(constants), pointer<int32_t>(outputs), n_outputs},
         layout.op.N,
         layout.op.C,
         layout.op.S,
+        n_constants,
+        total,
         pointer<double>(sums),
         pointer<double>(parameters),
         layout.op.rows,
         n_parameters,
-        pointer<double>(workspace)};
+        pointer<double>(workspace),
+        false};
   };
+  // The code with a sixth word for each instruction, and the entries of all arrays.
   m.def(
-      "formula_workspace",
+      "formula_layout",
       [](const std::vector<int32_t>& code, int64_t N, int64_t C) {
-        return cuda::formula_workspace(code.data(), static_cast<int64_t>(code.size() / 5), N, C);
+        const int64_t length = static_cast<int64_t>(code.size() / 5);
+        std::vector<int32_t> laid(length * 6);
+        for (int64_t i = 0; i < length; ++i) std::copy_n(code.data() + i * 5, 5, laid.data() + i * 6);
+        const int64_t total = cuda::formula_layout(laid.data(), length, N, C);
+        return std::make_pair(laid, total);
       },
       py::kw_only(), "code"_a, "N"_a, "C"_a);
   m.def(
@@ -223,4 +232,30 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a, "detach"_a,
       "threshold"_a, "coefficient"_a, "grad_input"_a, "workspace"_a);
+
+  const auto top_k = [](int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid, double percent,
+                        uintptr_t chosen) {
+    return TopK{rows,
+                length,
+                is_double ? F64 : F32,
+                pointer<void>(values),
+                pointer<uint8_t>(valid),
+                percent,
+                pointer<uint8_t>(chosen)};
+  };
+  m.def(
+      "top_k_workspace",
+      [top_k](int64_t rows, int64_t length) { return cuda::top_k_workspace(top_k(rows, length, false, 0, 0, 0, 0)); },
+      py::kw_only(), "rows"_a, "length"_a);
+  m.def(
+      "top_k_forward",
+      [top_k](const Where& where, int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid,
+              double percent, uintptr_t chosen, uintptr_t sum, uintptr_t count, uintptr_t workspace) {
+        on(where, "top_k_forward", [&](cudaStream_t stream) {
+          return cuda::top_k_forward(top_k(rows, length, is_double, values, valid, percent, chosen),
+                                     pointer<double>(sum), pointer<double>(count), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "rows"_a, "length"_a, "is_double"_a, "values"_a, "valid"_a, "percent"_a, "chosen"_a,
+      "sum"_a, "count"_a, "workspace"_a);
 }

@@ -1,8 +1,10 @@
 // Drives lovasz_extension: keys of every pixel, then for each problem a partition into cells of nearby errors, and each
 // cell sorted and weighed by itself.
 //
-// Memory:  op.slope holds first the keys, then the slopes. Beside it one key (4 bytes) for each pixel of a problem, and
-//          16 bytes for each pixel of the largest cell.
+// Memory:  op.slope holds first the keys, then the slopes: 4 bytes for each logit, twice what half logits take. Without
+//          slopes to keep it holds the keys of a few classes after another, and the softmax is made anew for each lot.
+//          Beside it one key for each pixel of a problem, and 16 bytes for each pixel of the largest cell. All of it is
+//          double for double logits.
 // Threads: they share the problems, or, where these are large, the runs and the cells of one problem after another.
 //          Runs and cells follow from the data alone and are added in order, so the bits do not depend on it.
 // Cells:   below the last positive every weight is 0, so those cells are not even partitioned.
@@ -25,7 +27,7 @@ constexpr size_t HUGE_PAGES = 4 << 20;            // bytes
 constexpr int64_t SERIAL_ELEMENTS = 1 << 14;      // below this a second thread costs more than it brings
 
 int useful_threads(const LovaszExtension& op, int threads) {
-  const int64_t useful = op.pass.N * op.pass.C * op.pass.S / SERIAL_ELEMENTS + 1;
+  const int64_t useful = op.pass.N * op.classes * op.pass.S / SERIAL_ELEMENTS + 1;
   return static_cast<int>(std::min<int64_t>(threads, useful));
 }
 
@@ -55,17 +57,17 @@ const LovaszExtensionFunctions& functions(const LovaszExtension& op) {
   return op.pass.input.dtype == F64 ? k.wide : k.single;
 }
 
-// body(n, c, begin, end, scratch) for runs of pixels of every sample, and of every class for the hinge
+// body(n, c, begin, end, scratch) for runs of pixels of every sample, and of every class of op for the hinge
 template <typename Body>
 void for_each_piece(const LovaszExtension& op, size_t scratch_bytes, int threads, Body body) {
-  const int64_t classes = op.hinge ? op.pass.C : 1, pieces = (op.pass.S + PIECE - 1) / PIECE;
+  const int64_t classes = op.hinge ? op.classes : 1, pieces = (op.pass.S + PIECE - 1) / PIECE;
   const int64_t total = op.pass.N * classes * pieces;
   parallel(total, threads, [&](auto&& next) {
     Room room;
     void* scratch = room.of(scratch_bytes);
     for (int64_t i; (i = next()) < total;) {
       const int64_t plane = i / pieces, begin = i % pieces * PIECE;
-      body(plane / classes, plane % classes, begin, std::min(begin + PIECE, op.pass.S), scratch);
+      body(plane / classes, op.first + plane % classes, begin, std::min(begin + PIECE, op.pass.S), scratch);
     }
   });
 }
@@ -113,7 +115,7 @@ struct Solver {
     // The last cell holds what has no error. The others down to that of the last positive, and at least one.
     std::vector<Cell> cells;
     int64_t lowest = CELLS - 1, kept = 0, F = 0, B = 0;
-    if (op.wanted[problem % op.pass.C] && (G > 0 || !op.present)) {
+    if (op.wanted[op.first + problem % op.classes] && (G > 0 || !op.present)) {
       while (lowest > 0 && (kept == 0 || F < G)) {
         const int64_t negatives = total[2 * --lowest], positives = total[2 * lowest + 1], size = negatives + positives;
         if (size == 0) continue;
@@ -154,18 +156,18 @@ struct Solver {
       for (int64_t i; (i = next()) < n_cells;) weigh(i, threads == 1 ? buffer_room : own);
     });
 
-    for_each_run([&](int64_t r, int64_t begin, int64_t end) {
-      k.collect(op, problem, begin, end, lowest, counts + r * CELLS * 2 + 1, sorted);
-    });
+    if (op.keep_slopes)
+      for_each_run([&](int64_t r, int64_t begin, int64_t end) {
+        k.collect(op, problem, begin, end, lowest, counts + r * CELLS * 2 + 1, sorted);
+      });
     double value = 0;
     for (double part : parts) value += part;
     return {value, G};
   }
 };
 
-}  // namespace
-
-int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, double* positives, int threads) {
+// The classes that op.slope has room for. Returns the number of invalid targets.
+int64_t classes_forward(const LovaszExtension& op, double* value, double* positives, int threads) {
   const LovaszExtensionFunctions& k = functions(op);
   threads = useful_threads(op, threads);
   std::atomic<int64_t> invalid{0};
@@ -173,12 +175,13 @@ int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, doubl
     invalid += k.keys(op, n, c, begin, end, scratch);
   });
 
-  const int64_t problems = (op.per_image ? op.pass.N : 1) * op.pass.C;
+  const int64_t problems = (op.per_image ? op.pass.N : 1) * op.classes;
   const int64_t pixels = op.pass.S * (op.per_image ? 1 : op.pass.N);
   auto solve = [&](Solver& solver, int64_t i) {
     const Outcome found = solver(i);
-    value[i] = found.value;
-    positives[i] = static_cast<double>(found.positives);
+    const int64_t at = i / op.classes * op.pass.C + op.first + i % op.classes;
+    value[at] = found.value;
+    positives[at] = static_cast<double>(found.positives);
   };
   if (pixels > LARGE || problems < threads) {
     Solver solver{op, k, threads, {}, {}, {}};
@@ -188,6 +191,19 @@ int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, doubl
       Solver solver{op, k, 1, {}, {}, {}};
       for (int64_t i; (i = next()) < problems;) solve(solver, i);
     });
+  }
+  return invalid;
+}
+
+}  // namespace
+
+int64_t lovasz_extension_forward(const LovaszExtension& op, double* value, double* positives, int threads) {
+  int64_t invalid = 0;
+  LovaszExtension part = op;
+  for (part.first = 0; part.first < op.pass.C; part.first += op.classes) {
+    part.classes = std::min(op.classes, op.pass.C - part.first);
+    const int64_t found = classes_forward(part, value, positives, threads);
+    invalid = op.hinge ? invalid + found : found;  // exclusive classes share their target
   }
   return invalid;
 }

@@ -61,13 +61,16 @@ inline Key<T> hinge_key(T error, T y) {
   return error <= T(0) ? NO_ERROR<T> | static_cast<Key<T>>(y != T(0)) : key_of(error, y);
 }
 
+inline int64_t offset_of(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin) {
+  return (n * op.classes + c - op.first) * op.pass.S + begin;
+}
 template <typename T>
 Key<T>* keys_at(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin) {
-  return static_cast<Key<T>*>(op.slope) + (n * op.pass.C + c) * op.pass.S + begin;
+  return static_cast<Key<T>*>(op.slope) + offset_of(op, n, c, begin);
 }
 template <typename T>
 const T* slope_at(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin) {
-  return static_cast<const T*>(op.slope) + (n * op.pass.C + c) * op.pass.S + begin;
+  return static_cast<const T*>(op.slope) + offset_of(op, n, c, begin);
 }
 
 template <typename T>
@@ -160,11 +163,13 @@ int64_t pixel_target(const PixelStats& op, int64_t n, int64_t begin, int64_t len
   return invalid;
 }
 
-// Probabilities of every class in s.p. NaN and +inf make all of a pixel's NaN.
+// Probabilities of the classes of `problem` in s.p. NaN and +inf make all of a pixel's NaN.
 template <typename T>
-void probabilities(const PixelStats& op, int64_t n, int64_t begin, int64_t length, PixelTile<T>& s) {
+void probabilities(const LovaszExtension& problem, int64_t n, int64_t begin, int64_t length, PixelTile<T>& s) {
+  const PixelStats& op = problem.pass;
+  const int64_t first = problem.first, last = first + problem.classes;
   if (op.activation == IDENTITY) {
-    for (int64_t c = 0; c < s.C; ++c) load(op, op.input, n, c, begin, length, s.p + c * s.tile);
+    for (int64_t c = first; c < last; ++c) load(op, op.input, n, c, begin, length, s.p + c * s.tile);
     return;
   }
   T *top = s.top, *sum = s.sum;
@@ -187,7 +192,7 @@ void probabilities(const PixelStats& op, int64_t n, int64_t begin, int64_t lengt
     }
   }
   SIMD for (int64_t i = 0; i < length; ++i) sum[i] = T(1) / sum[i];
-  for (int64_t c = 0; c < s.C; ++c) {
+  for (int64_t c = first; c < last; ++c) {
     T* p = s.p + c * s.tile;
     SIMD for (int64_t i = 0; i < length; ++i) p[i] *= sum[i];
   }
@@ -201,9 +206,9 @@ int64_t pixel_keys(const LovaszExtension& problem, int64_t n, int64_t begin, int
   for (int64_t at = begin; at < end; at += s.tile) {
     const int64_t length = min_(s.tile, end - at);
     invalid += pixel_target(op, n, at, length, s);
-    probabilities(op, n, at, length, s);
+    probabilities(problem, n, at, length, s);
     const T* u = s.u;
-    for (int64_t c = 0; c < op.C; ++c) {
+    for (int64_t c = problem.first; c < problem.first + problem.classes; ++c) {
       Key<T>* keys = keys_at<T>(problem, n, c, at);
       const T *p = s.p + c * s.tile, *y = s.y + c * s.tile, *label = s.label;
       const T own = static_cast<T>(c);
@@ -237,7 +242,7 @@ int64_t keys(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int
 // Calls f(keys, count) for the pixels [begin, end) of a problem, sample by sample.
 template <typename T, typename F>
 inline void pieces(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, F f) {
-  const int64_t S = op.pass.S, stride = op.per_image ? 0 : op.pass.C * S;
+  const int64_t S = op.pass.S, stride = op.per_image ? 0 : op.classes * S;
   Key<T>* first = static_cast<Key<T>*>(op.slope) + problem * S;
   while (begin < end) {
     const int64_t n = begin / S, i = begin % S, count = min_(S - i, end - begin);
@@ -405,7 +410,7 @@ void softmax_gradient(const LovaszExtension& problem, int64_t n, int64_t begin, 
   PixelTile<T> s(op.C, scratch);
   for (int64_t at = begin; at < end; at += s.tile) {
     const int64_t length = min_(s.tile, end - at);
-    probabilities(op, n, at, length, s);
+    probabilities(problem, n, at, length, s);
     T *dot = s.top, *any = s.sum;
     zero(dot, length);
     zero(any, length);

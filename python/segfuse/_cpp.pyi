@@ -55,6 +55,8 @@ def lovasz_extension_forward(
     per_image: bool,
     present: bool,
     wanted: bytes,
+    keep_slopes: bool,
+    classes: int,
     input: int,
     target: int,
     mask: int,

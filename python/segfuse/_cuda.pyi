@@ -11,7 +11,8 @@ EMULATED: bool
 ARCHITECTURES: list[str]
 
 Where = tuple[int, int]  # number of the device, address of the stream
-DeviceCode = tuple[int, int, int, int, int]  # addresses of code, constants and outputs; how many instructions, outputs
+# Addresses of code, constants and outputs; numbers of instructions, constants and outputs; entries of all arrays
+DeviceCode = tuple[int, int, int, int, int, int, int]
 
 def pixel_stats_workspace(*, layout: Pass) -> int: ...
 def pixel_stats_forward(*, where: Where, layout: Pass, inputs: Inputs, sums: int, workspace: int) -> None: ...
@@ -19,7 +20,7 @@ def pixel_stats_backward(
     *, where: Where, layout: Pass, inputs: Inputs, grad_input: int, upstream: int, coefficient: int
 ) -> None: ...
 def pixel_stats_map(*, where: Where, layout: Pass, inputs: Inputs, loss_map: int, coefficient: int) -> None: ...
-def formula_workspace(*, code: Sequence[int], N: int, C: int) -> int: ...
+def formula_layout(*, code: Sequence[int], N: int, C: int) -> tuple[list[int], int]: ...
 def formula_forward(
     *,
     where: Where,
@@ -108,5 +109,18 @@ def cmssl_backward(
     threshold: int,
     coefficient: int,
     grad_input: int,
+def top_k_workspace(*, rows: int, length: int) -> int: ...
+def top_k_forward(
+    *,
+    where: Where,
+    rows: int,
+    length: int,
+    is_double: bool,
+    values: int,
+    valid: int,
+    percent: float,
+    chosen: int,
+    sum: int,
+    count: int,
     workspace: int,
 ) -> None: ...

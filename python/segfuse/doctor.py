@@ -41,6 +41,7 @@ def collect() -> Report:
     """Everything the report says, as JSON-serialisable values."""
     torch, torch_error = _import("torch")
     cpp, cpp_error = _import("segfuse._cpp")
+    kernels, _ = _import("segfuse._cuda")
     backends, backends_error = _import("segfuse.backends")
     report: Report = {
         "versions": {
@@ -55,7 +56,7 @@ def collect() -> Report:
         "cpu": _cpu(cpp),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "threads": _threads(torch),
-        "cuda": _cuda(torch),
+        "cuda": _cuda(torch, kernels),
     }
     problems = _problems(report)
     report.update(ready=not problems, problems=problems, warnings=_warnings(report))
@@ -102,8 +103,9 @@ def _threads(torch: Any) -> Report:
     return {"torch": torch.get_num_threads() if torch is not None else None, "openmp": sorted(runtimes)}
 
 
-def _cuda(torch: Any) -> Report:
-    cuda: Report = {"torch": None, "driver": _driver(), "architectures": [], "devices": []}
+def _cuda(torch: Any, kernels: Any) -> Report:
+    cuda: Report = {"torch": None, "driver": _driver(), "kernels": [], "architectures": [], "devices": []}
+    cuda["kernels"] = list(kernels.ARCHITECTURES) if kernels is not None else []
     if torch is None:
         return cuda
     cuda["torch"] = torch.version.cuda
@@ -169,8 +171,9 @@ def render(report: Report) -> str:
     lines += [_line("threads", "unknown" if threads["torch"] is None else f"{threads['torch']}, as torch says")]
     lines += [_line("openmp", path) for path in threads["openmp"] or ["none seen"]]
     lines += [_line("cuda", f"torch built for {cuda['torch'] or 'CPU only'}; driver {cuda['driver'] or 'not found'}")]
+    lines += [_line("  kernels", " ".join(cuda["kernels"]) or "not built")]
     if cuda["architectures"]:
-        lines += [_line("  architectures", " ".join(cuda["architectures"]))]
+        lines += [_line("  torch kernels", " ".join(cuda["architectures"]))]
     lines += [_line("  device", f"{d['name']}, compute capability {d['capability']}") for d in cuda["devices"]]
     lines += [_line(name, value) for name, value in report["environment"].items()]
     lines += ["", *(f"warning: {text}" for text in report["warnings"])]

@@ -25,7 +25,7 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     x, call = loss.prepare(input, target, None, None)
     g, formula, backend = call.geometry, call.formula, call.backend
     sums = [*formula.plan.moments, *(f"{t.kind}({t.a:g})" for t in formula.plan.terms)]
-    ahead = formula.linear and backend is not None
+    ahead = backend is not None and call.linear
     kernels = _name(pixel_stats.backend(x.input, g, formula.plan))
     passes = "one pass that also writes the gradient" if ahead else "one pass forward, one backward"
     if backend is not None:

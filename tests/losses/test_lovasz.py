@@ -60,7 +60,8 @@ def test_which_classes_count(backend):
     close(sf.LovaszLoss()(x, y), each[[0, 1, 3]].mean(), 1e-13)
     close(sf.LovaszLoss(classes="all")(x, y), each.mean(), 1e-13)
     close(sf.LovaszLoss(classes=[1, 2])(x, y), each[[1, 2]].mean(), 1e-13)
-    close(sf.LovaszLoss(include_background=False)(x, y), each[[1, 3]].mean(), 1e-13)
+    for include in (False, None):
+        close(sf.LovaszLoss(include_background=include)(x, y), each[[1, 3]].mean(), 1e-13)
     close(sf.LovaszLoss(class_weight=[1.0, 2.0, 5.0, 4.0])(x, y), (each[0] + 2 * each[1] + 4 * each[3]) / 7, 1e-13)
     images = [sf.LovaszLoss()(x[n : n + 1], y[n : n + 1]) for n in (0, 1)]
     close(sf.LovaszLoss(per_image=True)(x, y), sum(images) / 2, 1e-13)
@@ -79,6 +80,9 @@ def test_channels_of_a_multilabel_problem(backend):
     alone = [sf.LovaszLoss(mode="binary")(x[:, c : c + 1], y[:, c : c + 1]) for c in range(3)]
     close(sf.LovaszLoss(mode="multilabel")(x, y), sum(alone) / 3, 1e-13)
     close(sf.LovaszLoss(mode="multilabel", classes=[0, 2])(x, y), (alone[0] + alone[2]) / 2, 1e-13)
+    for include, expected in ((None, sum(alone) / 3), (False, (alone[1] + alone[2]) / 2)):
+        close(sf.LovaszLoss(mode="multilabel", include_background=include)(x, y), expected, 1e-13)
+        close(sf.LovaszLoss(mode="binary", include_background=include)(x[:, :1], y[:, :1]), alone[0], 1e-13)
     y[:, 1] = 0  # an empty channel still counts
     close(
         sf.LovaszLoss(mode="multilabel", reduction="none")(x, y)[:, 1],

@@ -37,8 +37,9 @@ def by_torch(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Loss], x: Tenso
 # ------------------------------------------------------------------------------------------- every loss
 
 
+@pytest.mark.parametrize("native", [name for name in available("formula") if name != "reference"])
 @pytest.mark.parametrize(("variant", "mode"), ALL, ids=IDS)
-def test_native_is_torch(monkeypatch, variant, mode):
+def test_native_is_torch(monkeypatch, variant, mode, native):
     """Every loss is traced; value and gradient are those of its code on tensors, for every reduction."""
     x, y = problem(mode)
     y[0, ..., 1] = -100
@@ -47,10 +48,11 @@ def test_native_is_torch(monkeypatch, variant, mode):
         def make(reduction: str = reduction) -> Loss:
             return variant(mode=mode, reduction=reduction)
 
-        if make().fusable and reduction != "none":
-            assert traced(make(), x, y)
-        value, grad = evaluate(make(), x, y)
-        expected, expected_grad = by_torch(monkeypatch, make, x, y)
+        with sf.use_backend(native):
+            if make().fusable and reduction != "none":
+                assert traced(make(), x, y)
+            value, grad = evaluate(make(), x, y)
+            expected, expected_grad = by_torch(monkeypatch, make, x, y)
         close(value, expected, 1e-13)
         close(grad, expected_grad, 1e-11)
 

@@ -169,6 +169,60 @@ def test_second_derivatives(backend, mode):
     assert torch.autograd.gradgradcheck(lambda x: segfuse.lovasz_extension(x, y).sum(), x.requires_grad_())
 
 
+# ------------------------------------------------------------------------------------------- without a gradient
+
+
+@pytest.mark.parametrize("backend", available("lovasz_extension"))
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])
+@pytest.mark.parametrize("case", [*HARD, "40_classes"])
+def test_without_a_gradient(backend, case, per_image):
+    """Classes are sorted a few at a time: the same bits."""
+    x, y, call = make(CASES.get(case, Case((2, 40, 37, 11))), torch.float32)
+    call = {name: value for name, value in call.items() if name != "weight_map"}
+    with use_backend(backend):
+        for classes in ("present", [x.shape[1] - 1]):
+            found = []
+            for grad in (False, True):
+                tensors, g = check(x.detach().requires_grad_(grad), y, **call)
+                found.append(op.lovasz(tensors, g, op.problems(g, per_image, classes)))
+            assert found[1][0].requires_grad
+            assert all(same(a, b.detach()) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("mode", ["multiclass", "multilabel"])
+def test_wrong_labels_are_found_in_every_class(backend, mode):
+    x = torch.zeros(1, 9, 4, 5)
+    y = torch.zeros((1, 4, 5) if mode == "multiclass" else (1, 9, 4, 5), dtype=torch.int64)
+    y[0, -1, -1] = 9
+    with use_backend(backend), pytest.raises(ValueError, match="got 9"):
+        segfuse.lovasz_extension(x, y, mode=mode)
+
+
+def test_memory_without_a_gradient():
+    """An eighth of the logits, a class to sort, and what sorting takes; with one, as much as the gradient."""
+    code = """
+import re, torch, segfuse
+torch.set_num_threads(2)
+x, y = torch.randn(1, 64, 512, 512), torch.randint(0, 64, (1, 512, 512))
+segfuse.lovasz_extension(x[..., :8], y[..., :8])
+kib = lambda name: int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+for kept in (False, True):
+    x.requires_grad_(kept)
+    open("/proc/self/clear_refs", "w").write("5")  # VmHWM, the peak, starts anew
+    before = kib("VmRSS")
+    value = segfuse.lovasz_extension(x, y)
+    print((kib("VmHWM") - before) * 1024 / x.nbytes)
+"""
+    if not sys.platform.startswith("linux") or not FAST:
+        pytest.skip("measured on Linux, of the extension")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    without, with_one = map(float, done.stdout.split())
+    assert without < 0.3
+    assert 0.9 < with_one < 1.2
+
+
 # ------------------------------------------------------------------------------------------- instruction sets
 
 

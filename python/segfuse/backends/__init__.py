@@ -46,7 +46,10 @@ def _load(backend: str, op: str) -> tuple[ModuleType | None, str | None]:
 
 def why_not(op: str) -> dict[str, str | None]:
     """For every backend, why ``op`` cannot run on it here; ``None`` where it can."""
-    return {name: _load(name, op)[1] for name in NAMES}
+    reasons = {name: _load(name, op)[1] for name in NAMES}
+    if reasons["cuda"] is None:
+        reasons["cuda"] = importlib.import_module(f"{__name__}.cuda._device").idle()
+    return reasons
 
 
 def available(op: str) -> list[str]:

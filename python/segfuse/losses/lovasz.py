@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from ..ops import lovasz_extension as op
 from ..ops.formula import one_per_class
-from ..ops.lovasz_extension import Classes, Problems, problems
+from ..ops.lovasz_extension import Classes, Problems
 from ..ops.pixel_stats import Geometry, Tensors
 from ._base import Loss, Options
 
@@ -32,6 +32,8 @@ class LovaszLoss(Loss):
 
     The target is hard (0, 1 or class numbers), and a weight map has no meaning here; the mean over classes takes
     ``class_weight``. Probabilities of a sigmoid (``from_logits=False``) are turned back into logits.
+    For a gradient 4 bytes of every logit are kept (8 for float64), twice what half logits take; the value alone needs
+    them of an eighth of the classes, and at least 4, at a time.
     Source: Berman et al. 2018 (arXiv 1705.08790), algorithm 1.
     """
 
@@ -65,8 +67,11 @@ class LovaszLoss(Loss):
         op.refuse_weights(weight_map)
         return super().check(input, target, None, mask, distance_map)
 
+    def problems(self, g: Geometry) -> Problems:
+        return op.problems(g, self.per_image, self.classes, not self.leaves_out_background(g))
+
     def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
-        how = problems(g, self.per_image, self.classes, self.include_background is not False)
+        how = self.problems(g)
         weight = [float(wanted) for wanted in how.wanted]
         if self.class_weight is not None:
             weight = [v * w for v, w in zip(one_per_class(self.class_weight, g.shape[1]), weight, strict=True)]
@@ -75,7 +80,7 @@ class LovaszLoss(Loss):
 
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)
-        how = problems(g, self.per_image, self.classes, self.include_background is not False)
+        how = self.problems(g)
         rows, _ = how.count(g)
         backend = op.backend(x, g).__name__.split(".")[-2]
         errors = "hinge" if how.hinge else g.activation

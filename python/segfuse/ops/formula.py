@@ -462,7 +462,7 @@ class Call:
             self.value_shape = f.value_shape(g)
             # What multiplies the terms of a linear formula follows from the target: the same pass can write the
             # gradient.
-            self.linear = f.linear
+            self.linear = f.linear and self.backend.AHEAD
             self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not never_ignored(x, g))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class Problems:
     per_image: bool
     present: bool  # a class without a pixel in its problem has loss 0 and no gradient
     wanted: tuple[bool, ...]  # by class
+    keep_slopes: bool = True  # d(loss) / d(error) of every pixel, from which a gradient follows
 
     def count(self, g: Geometry) -> tuple[int, int]:
         return (g.shape[0] if self.per_image else 1), g.shape[1]
@@ -68,7 +69,7 @@ def problems(g: Geometry, per_image: bool | None, classes: Classes, include_back
             f"classes must hold numbers 0 to {C - 1} for input {g.shape}; got {list(chosen)}. Try: classes='present'"
         )
     hinge = not g.exclusive
-    wanted = tuple(c in chosen and (include_background or c > 0 or C == 1) for c in range(C))
+    wanted = tuple(c in chosen and (include_background or c > 0) for c in range(C))
     return Problems(hinge, hinge if per_image is None else per_image, classes == "present" and not hinge, wanted)
 
 
@@ -101,7 +102,7 @@ class _LovaszExtension(torch.autograd.Function):
         if invalid:
             raise_target(x, g)
         ctx.geometry, ctx.how = g, how
-        ctx.slope = slope if ctx.needs_input_grad[0] else None
+        ctx.slope = slope
         ctx.save_for_backward(*x._replace(input=input))
         ctx.mark_non_differentiable(positives)
         return value, positives
@@ -123,6 +124,7 @@ class _LovaszExtension(torch.autograd.Function):
 
 def lovasz(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor]:
     """Differentiable losses ``(N or 1, C)`` in float64, and how many pixels each class has there."""
+    how = replace(how, keep_slopes=torch.is_grad_enabled() and x.input.requires_grad)
     return _LovaszExtension.apply(x.input, x, g, how)
 
 

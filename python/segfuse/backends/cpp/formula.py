@@ -12,6 +12,8 @@ from .pixel_stats import empty_gradient, pointers
 from .pixel_stats import layout as describe_layout
 from .pixel_stats import refuses as refuses
 
+AHEAD = True  # a pass can write the gradient of a linear formula while it reads
+
 
 def _native(call: Call, x: Tensors) -> tuple[_cpp.Pass, _cpp.Code]:
     """Layout and code, made once for each kind of tensors that a loss meets. A gradient is laid out like the logits."""

@@ -32,13 +32,17 @@ def layout(
     return _cpp.Pass(**describe(x, g, plan, output, upstream))
 
 
-def empty_gradient(input: Tensor, contiguous: torch.dtype | None = None) -> Tensor:
-    """Laid out like the input, or contiguous in a dtype of its own."""
-    grad = torch.empty_like(input) if contiguous is None else torch.empty(input.shape, dtype=contiguous)
-    size = grad.nbytes
+def huge_pages(fresh: Tensor) -> Tensor:
+    """The tensor, in 2 MiB pages if it is large."""
+    size = fresh.nbytes
     if size >= HUGE:
-        _cpp.huge_pages(data=grad.data_ptr(), bytes=size)
-    return grad
+        _cpp.huge_pages(data=fresh.data_ptr(), bytes=size)
+    return fresh
+
+
+def empty_gradient(input: Tensor) -> Tensor:
+    """Laid out like the input."""
+    return huge_pages(torch.empty_like(input))
 
 
 def _segments(segments: Segments | None) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,11 +22,34 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
         return f"it runs on a GPU, the input is on {device}"
     if _cuda.EMULATED and forced() != "cuda":
         return "it is emulated, for tests"
-    return (
-        None
-        if input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-        else f"{input.dtype} is not compiled in"
-    )
+    if input.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        return f"{input.dtype} is not compiled in"
+    return None if _cuda.EMULATED else _wrong_gpu(torch.cuda.current_device())
+
+
+def idle() -> str | None:
+    """Why the kernels cannot run on this machine."""
+    if _cuda.EMULATED:
+        return None
+    if torch.version.cuda is None:
+        return "it is installed, but torch is built for the CPU alone"
+    if not torch.cuda.is_available():
+        return "it is installed, but torch finds no GPU that it can use"
+    return _wrong_gpu(torch.cuda.current_device())
+
+
+@cache
+def _wrong_gpu(index: int) -> str | None:
+    """Why the kernels do not run on a GPU: none is compiled for it, nor any that its driver could compile."""
+    major, minor = torch.cuda.get_device_capability(index)
+    for architecture in _cuda.ARCHITECTURES:
+        number, _, kind = architecture.partition("-")
+        if not number.isdecimal():  # native and the like: whatever the builder had
+            return None
+        built = divmod(int(number), 10)
+        if (kind != "real" and built <= (major, minor)) or (built[0] == major and built[1] <= minor):
+            return None
+    return f"its kernels are built for {', '.join(_cuda.ARCHITECTURES)}, the GPU has compute capability {major}.{minor}"
 
 
 def where(x: Tensor) -> tuple[int, int]:
