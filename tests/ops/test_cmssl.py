@@ -83,3 +83,20 @@ def test_threads_change_nothing(threads, shape):
         value.backward()
         found.append((value.detach(), z.grad))
     assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+@pytest.mark.skipif("cuda" not in available("cmssl"), reason="the CPU raises")
+@pytest.mark.parametrize("broken", ["target", "mask", "weight"])
+@pytest.mark.parametrize("mode", ["multiclass", "binary"])
+def test_a_gpu_answers_values_out_of_range_with_nan(mode, broken):
+    x = torch.randn(2, 1 if mode == "binary" else 3, 9, 40, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    weight, loss = torch.ones(y.shape), sf.CMSSLLoss(mode=mode)
+    with sf.use_backend("cuda"):
+        assert loss(x, y, weight_map=weight).isfinite()
+        if broken == "weight":
+            weight[1, 5, 35] = -1
+        else:
+            y[1, 5, 35] = 7
+        mask = y != 7 if broken == "mask" else None
+        assert loss(x, y, weight_map=weight, mask=mask).isnan() == (broken != "mask")
