@@ -40,5 +40,20 @@ cudaError_t formula_forward(FormulaCall call, void* value, bool value_is_double,
 cudaError_t formula_backward(FormulaCall call, const void* grad, bool grad_is_double, double* coefficient,
                              double* parameter_grad, cudaStream_t stream);
 
+// Bytes of workspace with one image or two, of the forward pass or of a gradient.
+int64_t local_moments_workspace(const LocalMoments& op, int images, bool gradient);
+cudaError_t local_moments_forward(const LocalMoments& op, void* workspace, cudaStream_t stream);
+cudaError_t local_moments_backward(const LocalMoments& op, void* workspace, cudaStream_t stream);
+
+// Bytes of workspace, with or without a gradient.
+int64_t ssim_workspace(const Ssim& op, bool gradient);
+cudaError_t ssim_forward(const Ssim& op, double* sums, void* workspace, cudaStream_t stream);
+cudaError_t ssim_backward(const Ssim& op, void* workspace, cudaStream_t stream);
+
+// Bytes of workspace, of the forward pass or of a gradient.
+int64_t cmssl_workspace(const Cmssl& op, bool gradient);
+cudaError_t cmssl_forward(const Cmssl& op, double* sums, void* workspace, cudaStream_t stream);
+cudaError_t cmssl_backward(const Cmssl& op, void* workspace, cudaStream_t stream);
+
 }  // namespace cuda
 }  // namespace segfuse

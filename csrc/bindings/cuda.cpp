@@ -139,6 +139,100 @@ PYBIND11_MODULE(_cuda, m) {
       py::kw_only(), "where"_a, "layout"_a, "code"_a, "sums"_a, "parameters"_a, "n_parameters"_a, "workspace"_a,
       "grad"_a, "grad_is_double"_a, "coefficient"_a, "parameter_grad"_a);
 
+  m.def(
+      "local_moments_workspace",
+      [](const MomentsPass& layout, int images, bool gradient) {
+        return cuda::local_moments_workspace(layout.op, images, gradient);
+      },
+      py::kw_only(), "layout"_a, "images"_a, "gradient"_a);
+  m.def(
+      "local_moments_forward",
+      [](const Where& where, const MomentsPass& layout, uintptr_t a, uintptr_t b, const std::vector<uintptr_t>& rows,
+         uintptr_t workspace) {
+        on(where, "local_moments_forward", [&](cudaStream_t stream) {
+          return cuda::local_moments_forward(layout.with(a, b, 0, rows), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "a"_a, "b"_a, "rows"_a, "workspace"_a);
+  m.def(
+      "local_moments_backward",
+      [](const Where& where, const MomentsPass& layout, uintptr_t a, uintptr_t b, uintptr_t grad_a,
+         const std::vector<uintptr_t>& rows, uintptr_t workspace) {
+        on(where, "local_moments_backward", [&](cudaStream_t stream) {
+          return cuda::local_moments_backward(layout.with(a, b, grad_a, rows), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "a"_a, "b"_a, "grad_a"_a, "rows"_a, "workspace"_a);
+
+  m.def(
+      "ssim_workspace",
+      [](const WindowPass& layout, bool gradient) { return cuda::ssim_workspace({layout.op, 0, 0, false}, gradient); },
+      py::kw_only(), "layout"_a, "gradient"_a);
+  m.def(
+      "ssim_forward",
+      [](const Where& where, const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers,
+         double c1, double c2, bool contrast, uintptr_t grad_input, uintptr_t sums, uintptr_t workspace) {
+        on(where, "ssim_forward", [&](cudaStream_t stream) {
+          const Ssim op{layout.with(inputs, grad_input, 0, buffers), c1, c2, contrast};
+          return cuda::ssim_forward(op, pointer<double>(sums), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a, "grad_input"_a,
+      "sums"_a, "workspace"_a);
+  m.def(
+      "ssim_backward",
+      [](const Where& where, const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers,
+         double c1, double c2, bool contrast, uintptr_t coefficient, uintptr_t grad_input, uintptr_t workspace) {
+        on(where, "ssim_backward", [&](cudaStream_t stream) {
+          const Ssim op{layout.with(inputs, grad_input, coefficient, buffers), c1, c2, contrast};
+          return cuda::ssim_backward(op, pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "buffers"_a, "c1"_a, "c2"_a, "contrast"_a, "coefficient"_a,
+      "grad_input"_a, "workspace"_a);
+
+  m.def(
+      "cmssl_workspace",
+      [](const WindowPass& layout, bool gradient, bool detach) {
+        Cmssl op{};
+        op.loss = layout.op;
+        op.detach = detach;
+        return cuda::cmssl_workspace(op, gradient);
+      },
+      py::kw_only(), "layout"_a, "gradient"_a, "detach"_a);
+  m.def(
+      "cmssl_forward",
+      [](const Where& where, const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers,
+         double c4, double variance_eps, double beta, int scope, uintptr_t error, uintptr_t threshold, uintptr_t sums,
+         uintptr_t workspace) {
+        on(where, "cmssl_forward", [&](cudaStream_t stream) {
+          const Cmssl op{layout.with(inputs, 0, 0, buffers), c4,    variance_eps,         beta,
+                         static_cast<Scope>(scope),          false, pointer<void>(error), pointer<double>(threshold)};
+          return cuda::cmssl_forward(op, pointer<double>(sums), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a, "beta"_a, "scope"_a,
+      "error"_a, "threshold"_a, "sums"_a, "workspace"_a);
+  m.def(
+      "cmssl_backward",
+      [](const Where& where, const WindowPass& layout, const Inputs& inputs, const std::vector<uintptr_t>& buffers,
+         double c4, double variance_eps, bool detach, uintptr_t threshold, uintptr_t coefficient, uintptr_t grad_input,
+         uintptr_t workspace) {
+        on(where, "cmssl_backward", [&](cudaStream_t stream) {
+          const Cmssl op{layout.with(inputs, grad_input, coefficient, buffers),
+                         c4,
+                         variance_eps,
+                         0,
+                         FIXED,
+                         detach,
+                         nullptr,
+                         pointer<double>(threshold)};
+          return cuda::cmssl_backward(op, pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "inputs"_a, "buffers"_a, "c4"_a, "variance_eps"_a, "detach"_a,
+      "threshold"_a, "coefficient"_a, "grad_input"_a, "workspace"_a);
+
   const auto top_k = [](int64_t rows, int64_t length, bool is_double, uintptr_t values, uintptr_t valid, double percent,
                         uintptr_t chosen) {
     return TopK{rows,

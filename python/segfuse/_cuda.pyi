@@ -47,6 +47,68 @@ def formula_backward(
     coefficient: int,
     parameter_grad: int,
 ) -> None: ...
+def local_moments_workspace(*, layout: MomentsPass, images: int, gradient: bool) -> int: ...
+def local_moments_forward(
+    *, where: Where, layout: MomentsPass, a: int, b: int, rows: Sequence[int], workspace: int
+) -> None: ...
+def local_moments_backward(
+    *, where: Where, layout: MomentsPass, a: int, b: int, grad_a: int, rows: Sequence[int], workspace: int
+) -> None: ...
+def ssim_workspace(*, layout: WindowPass, gradient: bool) -> int: ...
+def ssim_forward(
+    *,
+    where: Where,
+    layout: WindowPass,
+    inputs: Inputs,
+    buffers: Sequence[int],
+    c1: float,
+    c2: float,
+    contrast: bool,
+    grad_input: int,
+    sums: int,
+    workspace: int,
+) -> None: ...
+def ssim_backward(
+    *,
+    where: Where,
+    layout: WindowPass,
+    inputs: Inputs,
+    buffers: Sequence[int],
+    c1: float,
+    c2: float,
+    contrast: bool,
+    coefficient: int,
+    grad_input: int,
+    workspace: int,
+) -> None: ...
+def cmssl_workspace(*, layout: WindowPass, gradient: bool, detach: bool) -> int: ...
+def cmssl_forward(
+    *,
+    where: Where,
+    layout: WindowPass,
+    inputs: Inputs,
+    buffers: Sequence[int],
+    c4: float,
+    variance_eps: float,
+    beta: float,
+    scope: int,
+    error: int,
+    threshold: int,
+    sums: int,
+    workspace: int,
+) -> None: ...
+def cmssl_backward(
+    *,
+    where: Where,
+    layout: WindowPass,
+    inputs: Inputs,
+    buffers: Sequence[int],
+    c4: float,
+    variance_eps: float,
+    detach: bool,
+    threshold: int,
+    coefficient: int,
+    grad_input: int,
 def top_k_workspace(*, rows: int, length: int) -> int: ...
 def top_k_forward(
     *,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -82,11 +84,19 @@ class WindowLoss(Loss):
         how = "fused sweeps over the windows" if fused else "torch operations on local_moments"
         return f"mode {g.mode}, {g.activation}; {self.op} on {kernels}: {how}"
 
-    def class_weights(self, g: Geometry) -> Tensor | None:
-        """``(C,)``."""
+    def class_weights(self, g: Geometry, like: Tensor) -> tuple[Tensor, tuple[float, ...]] | tuple[None, None]:
+        """``(C,)`` in float64 beside ``like``, and as numbers."""
         if self.class_weight is None:
-            return None
-        return torch.tensor(one_per_class(self.class_weight, g.shape[1]), dtype=torch.float64)
+            return None, None
+        numbers = tuple(one_per_class(self.class_weight, g.shape[1]))
+        return _beside(numbers, like.device), numbers
+
+
+@lru_cache(maxsize=64)
+def _beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Moved to a device once: each move would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 class SSIMLoss(WindowLoss):
@@ -131,26 +141,26 @@ class SSIMLoss(WindowLoss):
         self.scale_weights = weights_tuple("scale_weights", scale_weights, ("wang",))
 
     def windowed(self, x: Tensors, g: Geometry) -> Tensor:
-        first, v = self.first_class(g), self.class_weights(g)
+        first = self.first_class(g)
         if self.scale_weights is None:
             similarity, count = self.mean(x, g, first)
         else:
             similarity, count = self.over_scales(x, g, first)
-        loss = torch.where(count > 0, 1 - similarity, 0)[:, first:]
-        v = None if v is None else v.to(loss.device)[first:]
-        weighted = loss if v is None else v * loss
+        loss = torch.where(count == 0, 0, 1 - similarity)[:, first:]
+        v, numbers = self.class_weights(g, loss)
+        weighted = loss if v is None else v[first:] * loss
         if self.reduction == "none":
             return weighted
         if self.reduction == "sum":
             return weighted.sum()
-        total = loss.shape[1] if v is None else float(v.sum())
+        total = loss.shape[1] if numbers is None else math.fsum(numbers[first:])
         return weighted.sum() / (loss.shape[0] * total) if loss.shape[0] * total else weighted.sum()
 
     def mean(self, x: Tensors, g: Geometry, first: int, contrast: bool = False) -> tuple[Tensor, Tensor]:
         """Mean SSIM, or its second factor, of every group ``(N, C)``, and the sum of its weights."""
         c1, c2 = ((k * self.data_range) ** 2 for k in (self.k1, self.k2))
         total, count = ssim.sums(x, g, ssim.Ssim(self.window_for(g.spatial), c1, c2, contrast, first))
-        return torch.where(count > 0, total / torch.where(count > 0, count, 1), 1), count
+        return torch.where(count == 0, 1, total / torch.where(count == 0, 1, count)), count
 
     def over_scales(self, x: Tensors, g: Geometry, first: int) -> tuple[Tensor, Tensor]:
         weights = WANG if self.scale_weights == "wang" else self.scale_weights
@@ -246,15 +256,15 @@ class CMSSLLoss(WindowLoss):
             detach=self.detach_e,
             first_class=self.first_class(g),
         )
-        v = self.class_weights(g)
+        v, _ = self.class_weights(g, x.input)
         if self.reduction == "none":
             return cmssl.loss_map(x, g, settings, v)
         total, selected = cmssl.sums(x, g, settings)
-        value = (total if v is None else v.to(total.device) * total).sum()
+        value = (total if v is None else v * total).sum()
         if self.reduction == "sum":
             return value
         count = selected.sum()
-        return torch.where(count > 0, value / torch.where(count > 0, count, 1), 0)
+        return torch.where(count == 0, 0, value / torch.where(count == 0, 1, count))
 
     _entropy: tuple[Any, Any] = (None, None)  # for which state, the loss
 
