@@ -35,5 +35,10 @@ cudaError_t formula_forward(const FormulaCall& call, void* value, bool value_is_
 cudaError_t formula_backward(const FormulaCall& call, const void* grad, bool grad_is_double, double* coefficient,
                              double* parameter_grad, cudaStream_t stream);
 
+// All pointers but class_number, leading_shape and leading_strides lie on the device. The workspace does not depend on
+// what they point to, only on which are there.
+int64_t distance_transform_edt_workspace(const DistanceTransform& op);
+cudaError_t distance_transform_edt(const DistanceTransform& op, void* workspace, cudaStream_t stream);
+
 }  // namespace cuda
 }  // namespace segfuse

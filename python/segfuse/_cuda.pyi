@@ -46,3 +46,27 @@ def formula_backward(
     coefficient: int,
     parameter_grad: int,
 ) -> None: ...
+
+class Distances:
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        leading_shape: Sequence[int],
+        leading_strides: Sequence[int],
+        shape: Sequence[int],
+        strides: Sequence[int],
+        spacing: Sequence[float],
+        mode: int,
+        classes: Sequence[int] | None,
+        threshold: float,
+        squared: bool,
+        output_double: bool,
+        indices: bool,
+        axes: int,
+    ) -> None: ...
+
+def distance_transform_edt_workspace(*, layout: Distances) -> int: ...
+def distance_transform_edt(
+    *, where: Where, layout: Distances, input: int, output: int, second: int, indices: int, workspace: int
+) -> None: ...

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.distance_transform_edt import MODES, Request
 from ..ops.pixel_stats import Geometry, Plan, Tensors
 
 # The order of enum DType in csrc/segfuse.h.
@@ -68,3 +69,26 @@ def pointers(x: Tensors) -> tuple[int, int, int, int, int]:
         0 if mask is None else mask.data_ptr(),
         0 if distance is None else distance.data_ptr(),
     )
+
+
+def describe_distances(input: Tensor, request: Request) -> dict[str, Any]:
+    """A distance transform but for its pointers. Missing axes come first and have length 1."""
+    leading = input.ndim - request.spatial
+    axes = list(zip(input.shape[leading:], input.stride()[leading:], request.spacing))
+    if not request.indices:
+        axes = [axis for axis in axes if axis[0] != 1]  # so that the last axis is as long as it can be
+    shape, strides, spacing = zip(*[(1, 0, 1.0)] * (3 - len(axes)), *axes)
+    return {
+        "dtype": DTYPE[input.dtype],
+        "leading_shape": input.shape[:leading],
+        "leading_strides": input.stride()[:leading],
+        "shape": shape,
+        "strides": strides,
+        "spacing": spacing,
+        "mode": MODES.index(request.mode),
+        "classes": request.classes,
+        "threshold": request.threshold or 0.0,
+        "squared": request.squared,
+        "output_double": request.dtype == torch.float64,
+        "axes": request.spatial,
+    }

@@ -15,17 +15,17 @@ DEBUG = os.environ.get("SEGFUSE_DEBUG", "") not in ("", "0")
 DEVICE = "cpu" if _cuda.EMULATED else "cuda"
 
 
-def refuses(input: Tensor, device: str | None = None) -> str | None:
+def elsewhere(input: Tensor, device: str | None = None) -> str | None:
+    """Why a tensor cannot be read from here, whatever its dtype."""
     device = device or input.device.type
     if device != DEVICE:
         return f"it runs on a GPU, the input is on {device}"
-    if _cuda.EMULATED and forced() != "cuda":
-        return "it is emulated, for tests"
-    return (
-        None
-        if input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-        else f"{input.dtype} is not compiled in"
-    )
+    return "it is emulated, for tests" if _cuda.EMULATED and forced() != "cuda" else None
+
+
+def refuses(input: Tensor, device: str | None = None) -> str | None:
+    floating = input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    return elsewhere(input, device) or (None if floating else f"{input.dtype} is not compiled in")
 
 
 def where(x: Tensor) -> tuple[int, int]:
