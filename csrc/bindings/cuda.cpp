@@ -189,4 +189,59 @@ PYBIND11_MODULE(_cuda, m) {
         });
       },
       py::kw_only(), "where"_a, "layout"_a, "input"_a, "output"_a, "second"_a, "indices"_a, "workspace"_a);
+
+  m.def(
+      "erosion_workspace",
+      [](const HardPair& pair, int steps) { return cuda::erosion_workspace({pair, steps, 0, NONE}); }, py::kw_only(),
+      "pair"_a, "steps"_a);
+  m.def(
+      "erosion_forward",
+      [](const Where& where, const HardPair& pair, int steps, double alpha, int norm, uintptr_t sums,
+         uintptr_t workspace) {
+        on(where, "erosion_forward", [&](cudaStream_t stream) {
+          return cuda::erosion_forward({pair, steps, alpha, static_cast<ErosionNorm>(norm)}, pointer<double>(sums),
+                                       pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "steps"_a, "alpha"_a, "norm"_a, "sums"_a, "workspace"_a);
+
+  m.def(
+      "disk_sums_workspace",
+      [](const HardPair& pair, const std::vector<int>& radii) {
+        return cuda::disk_sums_workspace(disk_sums(pair, 0, radii, 0));
+      },
+      py::kw_only(), "pair"_a, "radii"_a);
+  m.def(
+      "disk_sums_forward",
+      [](const Where& where, const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha,
+         uintptr_t sums, uintptr_t workspace) {
+        const DiskSums op = disk_sums(pair, hard, radii, alpha);
+        on(where, "disk_sums_forward", [&](cudaStream_t stream) {
+          return cuda::disk_sums_forward(op, pointer<double>(sums), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "hard"_a, "radii"_a, "alpha"_a, "sums"_a, "workspace"_a);
+
+  const auto pairwise = [](const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+                           uintptr_t begin) {
+    return PairwiseHausdorff{pair, static_cast<PairwiseMean>(mean), exponent, eps, pointer<double>(points),
+                             pointer<int64_t>(begin)};
+  };
+  m.def(
+      "pairwise_hausdorff_workspace",
+      [pairwise](const HardPair& pair, bool given, int64_t count) {
+        return cuda::pairwise_hausdorff_workspace(pairwise(pair, 0, 0, 0, given, 0), count);
+      },
+      py::kw_only(), "pair"_a, "given"_a, "count"_a);
+  m.def(
+      "pairwise_hausdorff_forward",
+      [pairwise](const Where& where, const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+                 uintptr_t begin, int64_t count, uintptr_t losses, uintptr_t workspace) {
+        on(where, "pairwise_hausdorff_forward", [&](cudaStream_t stream) {
+          return cuda::pairwise_hausdorff_forward(pairwise(pair, mean, exponent, eps, points, begin), count,
+                                                  pointer<double>(losses), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "count"_a, "losses"_a,
+      "workspace"_a);
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops._hard_pair import HardPair
 from ..ops.distance_transform_edt import MODES, Request
 from ..ops.pixel_stats import Geometry, Plan, Tensors
 
@@ -92,3 +94,26 @@ def describe_distances(input: Tensor, request: Request) -> dict[str, Any]:
         "output_double": request.dtype == torch.float64,
         "axes": request.spatial,
     }
+
+
+def describe_pair(pair: HardPair, grad: Tensor | None) -> dict[str, Any]:
+    """The arguments of the native ``HardPair``."""
+    return {
+        "shape": pair.p.shape,
+        "first": pair.first,
+        "dtype": DTYPE[pair.p.dtype],
+        "index": pair.index,
+        "plain": not pair.ignores and pair.weight is None,
+        "weight_per_class": pair.weight is not None and pair.weight.shape[1] > 1,
+        "p": pair.p.data_ptr(),
+        "code": pair.code.data_ptr(),
+        "weight": 0 if pair.weight is None else pair.weight.data_ptr(),
+        "grad": 0 if grad is None else grad.data_ptr(),
+    }
+
+
+_HARMONIC, _POWER_MEAN, _LEAST, _POWER_MIN = range(4)  # enum PairwiseMean in csrc/segfuse.h
+
+
+def pairwise_mean(alpha: float, form: str) -> int:
+    return _POWER_MIN if form == "power_min" else {-1.0: _HARMONIC, -inf: _LEAST}.get(alpha, _POWER_MEAN)
