@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ HARD = [
     if case.target != "soft" and not case.one_vs_rest and 1 <= len(case.shape) - 2 <= 3 and "many_tiles" not in name
 ]
 FAST = [name for name in available("erosion") if name != "reference"]  # they have these ops or none of them
+each_fast = pytest.mark.parametrize("backend", FAST)
 Op = Callable[[HardPair], Tensor]
 
 
@@ -46,10 +48,10 @@ def wider(pair: HardPair) -> HardPair:
     return replace(pair, p=pair.p.double(), weight=None if pair.weight is None else pair.weight.double())
 
 
-def matches_reference(op: Op, pair: HardPair) -> None:
+def matches_reference(op: Op, pair: HardPair, backends: list[str] = FAST) -> None:
     exact, plain = run(op, wider(pair), "reference"), run(op, pair, "reference")
     ignored = (pair.code < 0).expand(pair.p.shape)
-    for name in FAST:
+    for name in backends:
         fast = run(op, pair, name)
         assert fast[1].dtype == pair.p.dtype
         for what, e, p, f in zip(("value", "gradient"), exact, plain, fast, strict=True):

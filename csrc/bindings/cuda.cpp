@@ -224,8 +224,8 @@ PYBIND11_MODULE(_cuda, m) {
 
   const auto pairwise = [](const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
                            uintptr_t begin) {
-    return PairwiseHausdorff{pair, static_cast<PairwiseMean>(mean), exponent, eps, pointer<double>(points),
-                             pointer<int64_t>(begin)};
+    return PairwiseHausdorff{pair, static_cast<PairwiseMean>(mean), exponent,
+                             eps,  pointer<double>(points),         pointer<int64_t>(begin)};
   };
   m.def(
       "pairwise_hausdorff_workspace",

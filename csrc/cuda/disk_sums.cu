@@ -3,9 +3,9 @@
 //   w_f = sum_r factor_r (f(B_r * (1 - y)) + f(B_r * q))     w_e = sum_r factor_r (f(B_r * y) + f(B_r * (1 - q)))
 //   f(x) = max(0, x - 1/2); B_r averages the pixels within radius r, outside the image all are 0
 //
-// The pixels of the image, of y and of q in a ball share one integer (3 x 10 bits in 32, or 3 x 21 in 64) and are exact.
-// A ball is a stack of row segments, each the difference of two running sums; sums may wrap, as only differences are
-// read, and those fit.
+// The pixels of the image, of y and of q in a ball share one integer (3 x 10 bits in 32, or 3 x 21 in 64) and are
+// exact. A ball is a stack of row segments, each the difference of two running sums; sums may wrap, as only differences
+// are read, and those fit.
 //
 // Memory: floor 4 (or 8) bytes a pixel written and read, p and y twice, the gradient once. A pixel reads two numbers of
 //         the cache for every row of every ball: O(r) in 2-D, O(r^2) in 3-D.
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(PAIR_THREADS)
   const Run run(runs, first_group);
   const PairGroup<T> group(op.pair, runs.S, run.group);
   const Sum* mine = running + run.local * op.pair.shape[0] * op.pair.shape[1] * (op.pair.shape[2] + 1);
-  constexpr Sum FIELD = (Sum(1) << BITS<Sum>) - 1;
+  constexpr Sum FIELD = (Sum(1) << BITS<Sum>)-1;
   double total = 0;
   for (int64_t i = run.begin + threadIdx.x; i < run.end; i += PAIR_THREADS) {
     const PairPixel<T> x = group.at(i);
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(PAIR_THREADS)
         const Sum packed = count(op.pair, mine, at, op.radius[k]);
         const int32_t inside = static_cast<int32_t>(packed & FIELD);
         const int32_t y = static_cast<int32_t>(packed >> BITS<Sum> & FIELD);
-        const int32_t q = static_cast<int32_t>(packed >> (2 * BITS<Sum>) & FIELD);
+        const int32_t q = static_cast<int32_t>(packed >> (2 * BITS<Sum>)&FIELD);
         const T scale = T(1) / static_cast<T>(balls.pixels[k]), factor = static_cast<T>(op.factor[k]);
         w_f += factor * (soft(inside - y, scale) + soft(q, scale));
         w_e += factor * (soft(y, scale) + soft(inside - q, scale));

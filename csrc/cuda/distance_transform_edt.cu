@@ -6,7 +6,8 @@
 // Memory:   floor 2 + 2 + 4 bytes a pixel in 2-D, 2 + 2 + 2 + 2 + 4 in 3-D, and the input. Rows write 16 bits, columns
 //           that are not the last ones too where squares fit, in place; else they use the output. Lanes go along x, so
 //           nothing is transposed.
-// Columns:  minimisers do not decrease from row to row. Rows are taken in halving steps; each looks outwards from itself
+// Columns:  minimisers do not decrease from row to row. Rows are taken in halving steps; each looks outwards from
+// itself
 //           between the minimisers of its neighbours, and stops where the step alone is no better than what it has. All
 //           warps of the block are busy, no column costs more than n log2(n), and most pixels look at a few rows.
 // Sides:    INSIDE knows one kind of site, worth 0. Otherwise a pixel's sites are those of another kind: the sign bit
@@ -14,7 +15,8 @@
 //           does not decrease by more than 1. LABELS take the parity of label changes along the line as the kind.
 // Numerics: without spacing, squares are integers below 2^30, else double; with spacing float, or double for a double
 //           output. An absent distance stays NONE until the last pass writes 0, so nobody counts empty masks.
-// Two:      NEAREST_TWO keeps the two nearest instances of every pixel and looks outwards along every axis, a thread per
+// Two:      NEAREST_TWO keeps the two nearest instances of every pixel and looks outwards along every axis, a thread
+// per
 //           pixel, until the second cannot get nearer.
 // Order:    every output is written by one thread, whose work follows from the input alone.
 // Source:   separable passes: Felzenszwalb and Huttenlocher 2012, doi:10.4086/toc.2012.v008a019. Monotone minimisers:
@@ -26,9 +28,9 @@ namespace segfuse {
 namespace {
 
 constexpr int ROW_THREADS = 256, PIXEL_THREADS = 256, MOST_THREADS = 512;
-constexpr int64_t MOST_WORDS = 128;  // of a row that shared memory holds, 32 pixels each
-constexpr int MAX_LEADING = 64;      // axes that a tensor can have
-constexpr int MAX_CLASSES = 128;     // of one launch
+constexpr int64_t MOST_WORDS = 128;                             // of a row that shared memory holds, 32 pixels each
+constexpr int MAX_LEADING = 64;                                 // axes that a tensor can have
+constexpr int MAX_CLASSES = 128;                                // of one launch
 constexpr int64_t SHARED = 100 << 10, MOST_SHARED = 200 << 10;  // bytes of two blocks per multiprocessor, and of one
 constexpr uint32_t NONE16 = 0x7fff, NONE32 = 0x7fffffff;        // steps or squares that are absent; the top bit is free
 constexpr double FARTHEST_INT = (1 << 30) - 1;
@@ -165,13 +167,12 @@ __global__ void __launch_bounds__(ROW_THREADS)
   const int64_t D = op.shape[0], H = op.shape[1], W = op.shape[2], words = (W + WARP - 1) / WARP;
   const int64_t row = task / classes.count, sample = row / (D * H), z = row / H % D, y = row % H;
   const int64_t out = ((sample * op.classes + classes.first + c) * D + z) * H + y;
-  const Source* in = reinterpret_cast<const Source*>(op.input) + sample_offset(op, sample) + z * op.strides[0] +
-                     y * op.strides[1];
+  const Source* in =
+      reinterpret_cast<const Source*>(op.input) + sample_offset(op, sample) + z * op.strides[0] + y * op.strides[1];
   const Test test(op, classes, c);
   const bool labels = op.mode == LABELS, inside = op.mode == INSIDE;
-  uint32_t* begins = memory != nullptr
-                         ? memory + out * 3 * words
-                         : reinterpret_cast<uint32_t*>(shared_memory()) + threadIdx.x / WARP * 3 * words;
+  uint32_t* begins = memory != nullptr ? memory + out * 3 * words
+                                       : reinterpret_cast<uint32_t*>(shared_memory()) + threadIdx.x / WARP * 3 * words;
   uint32_t *kinds = begins + words, *from = kinds + words;
 
   uint32_t before = 0, start = 0;  // kind of the pixel before; where its run began
@@ -235,9 +236,9 @@ __global__ void __launch_bounds__(ROW_THREADS)
 struct Columns {
   int axis;
   int64_t n, step, inner, outer, total;
-  int lanes;         // columns of a block
-  const void* in;    // may be `out`
-  void* out;         // unless this is the last pass
+  int lanes;       // columns of a block
+  const void* in;  // may be `out`
+  void* out;       // unless this is the last pass
   Format in_format, out_format;
   char* memory;        // tiles of all blocks, where shared memory does not hold one
   int64_t tile_bytes;  // of a block: values, staged indices, minimisers
@@ -292,8 +293,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
   char* memory = LONG ? line.memory + blockIdx.x * line.tile_bytes : shared;
   T* tile = reinterpret_cast<T*>(memory);
   int32_t* staged = reinterpret_cast<int32_t*>(memory + padded(size * sizeof(T)));
-  At* minimiser = reinterpret_cast<At*>(reinterpret_cast<char*>(staged) +
-                                        (line.every_row ? padded(size * sizeof(int32_t)) : 0));
+  At* minimiser =
+      reinterpret_cast<At*>(reinterpret_cast<char*>(staged) + (line.every_row ? padded(size * sizeof(int32_t)) : 0));
   uint8_t* parity = reinterpret_cast<uint8_t*>(shared + (LONG ? 0 : line.tile_bytes));  // [groups, lanes]
   const int shift = line.every_row ? 0 : 1;
   const int64_t column = blockIdx.x * lanes + lane;
@@ -328,8 +329,8 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
     odd = false;
     for (int64_t g = 0; g < group; ++g) odd ^= parity[g * lanes + lane] != 0;
     for (int64_t y = begin; odd && y < end; ++y)
-      mine[y * lanes] = Square<T>::signed_by(Square<T>::magnitude(mine[y * lanes]),
-                                             !Square<T>::negative(mine[y * lanes]));
+      mine[y * lanes] =
+          Square<T>::signed_by(Square<T>::magnitude(mine[y * lanes]), !Square<T>::negative(mine[y * lanes]));
     __syncthreads();
   }
 
@@ -392,8 +393,7 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
       staged[y * lanes + lane] = site ? static_cast<int32_t>(self) : op.index[d][base + from * line.step];
     }
     __syncthreads();
-    for (int64_t y = group; real && y < n; y += groups)
-      op.index[d][base + y * line.step] = staged[y * lanes + lane];
+    for (int64_t y = group; real && y < n; y += groups) op.index[d][base + y * line.step] = staged[y * lanes + lane];
   }
   for (int64_t y = group; real && y < n; y += groups)
     op.index[line.axis][base + y * line.step] = static_cast<int32_t>(minimiser[y * lanes + lane]);
@@ -446,8 +446,8 @@ __global__ void __launch_bounds__(PIXEL_THREADS)
   const int64_t D = op.shape[0], H = op.shape[1], W = op.shape[2], n = op.shape[axis];
   const int64_t step = axis == 2 ? 1 : axis == 1 ? W : H * W, at = i / step % n;
   const T unit_square = static_cast<T>(op.unit[axis] * op.unit[axis]);
-  const int64_t row = i / W, start = sample_offset(op, row / H / D) + row / H % D * op.strides[0] +
-                                     row % H * op.strides[1];
+  const int64_t row = i / W,
+                start = sample_offset(op, row / H / D) + row / H % D * op.strides[0] + row % H * op.strides[1];
   Two<T, Label> two{Square<T>::none(), Square<T>::none(), 0, 0};
   auto look = [&](int64_t offset, T square) {
     if (axis == 2) {
@@ -501,7 +501,8 @@ bool is_signed(DType dtype) { return dtype == I8 || dtype == I16 || dtype == I32
 // Whether an integer type holds the number.
 bool holds(DType dtype, int64_t number) {
   const int bits = 8 * bytes_of(dtype);
-  if (is_signed(dtype)) return bits == 64 || (number >= -(int64_t(1) << (bits - 1)) && number < int64_t(1) << (bits - 1));
+  if (is_signed(dtype))
+    return bits == 64 || (number >= -(int64_t(1) << (bits - 1)) && number < int64_t(1) << (bits - 1));
   return number >= 0 && (bits == 64 || number < int64_t(1) << bits);
 }
 
@@ -517,7 +518,7 @@ struct Plan {
   Arithmetic arithmetic;
   int64_t pixels, rows;  // rows: without classes
   bool wide_steps, short_squares;
-  int64_t total = 0;                        // bytes of workspace
+  int64_t total = 0;                                         // bytes of workspace
   int64_t steps = -1, squares = -1, words = -1, tiles = -1;  // offsets; -1: not there
   int64_t fields[2] = {-1, -1};
   bool wide_labels = false;
@@ -726,13 +727,13 @@ cudaError_t distance_transform_edt(const DistanceTransform& call, void* workspac
     Columns line = plan.columns_of(axis);
     line.in = in;
     line.in_format = format;
-    line.out = plan.short_squares ? room + plan.steps
+    line.out = plan.short_squares  ? room + plan.steps
                : plan.squares >= 0 ? room + plan.squares
                                    : static_cast<char*>(op.output);
     line.out_format = plan.short_squares ? SQUARES16 : SQUARES;
-    SEGFUSE_TRY(plan.arithmetic == INT32 ? run_columns<int32_t>(plan, line, room, stream)
+    SEGFUSE_TRY(plan.arithmetic == INT32     ? run_columns<int32_t>(plan, line, room, stream)
                 : plan.arithmetic == FLOAT32 ? run_columns<float>(plan, line, room, stream)
-                                           : run_columns<double>(plan, line, room, stream));
+                                             : run_columns<double>(plan, line, room, stream));
     in = line.out;
     format = line.out_format;
   }

@@ -159,8 +159,7 @@ __global__ void __launch_bounds__(PAIR_THREADS) share(const double* partial, int
 }
 
 template <typename T>
-__global__ void __launch_bounds__(PAIR_THREADS)
-    bounds(Runs runs, const T* eroded, const Level* levels, T* out) {
+__global__ void __launch_bounds__(PAIR_THREADS) bounds(Runs runs, const T* eroded, const Level* levels, T* out) {
   const Run run(runs, 0);
   const Level level = levels[run.local];
   if (level.to_high == 0 && level.to_low == 0) return;

@@ -9,7 +9,7 @@ namespace segfuse {
 namespace {
 
 constexpr int PAIR_THREADS = 256, PAIR_WARPS = PAIR_THREADS / WARP;
-constexpr int64_t PAIR_RUN = 16 * PAIR_THREADS;        // pixels of a block
+constexpr int64_t PAIR_RUN = 16 * PAIR_THREADS;         // pixels of a block
 constexpr int64_t PAIR_WORKSPACE = int64_t(512) << 20;  // bytes of fields that are alive at once, where one group fits
 
 struct Runs {
@@ -52,8 +52,8 @@ struct PairGroup {
     p = static_cast<const T*>(pair.p) + plane;
     code = pair.code + (pair.index ? n * S : plane);
     one = static_cast<int16_t>(pair.index ? c : 1);
-    weight = pair.weight == nullptr ? nullptr
-                                    : static_cast<const T*>(pair.weight) + (pair.weight_per_class ? plane : n * S);
+    weight =
+        pair.weight == nullptr ? nullptr : static_cast<const T*>(pair.weight) + (pair.weight_per_class ? plane : n * S);
     grad = pair.grad == nullptr ? nullptr : static_cast<T*>(pair.grad) + plane;
   }
 

@@ -39,8 +39,8 @@ struct Call {
   PairwiseHausdorff op;
   Runs runs;
   double d_max;
-  int64_t stride;     // of the arrays of points from group to group; 0: `op.begin` says where
-  uint32_t* pixel;    // of every point, where none are given
+  int64_t stride;   // of the arrays of points from group to group; 0: `op.begin` says where
+  uint32_t* pixel;  // of every point, where none are given
   double *least, *mean, *factor;
   int64_t* attained;  // pixel where a point's least value is, -1: nowhere
   double* partial;    // [groups, runs, PARTIALS]
@@ -403,7 +403,7 @@ int64_t place(Call& call, int64_t points, char* workspace) {
 }
 
 Call call_of(const PairwiseHausdorff& op) {
-  Call call{op, Runs(op.pair, PAIR_THREADS), 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+  Call call{op,     Runs(op.pair, PAIR_THREADS), 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
             nullptr};
   double square = 0;
   for (int d = 3 - op.pair.dims; d < 3; ++d)
@@ -413,7 +413,7 @@ Call call_of(const PairwiseHausdorff& op) {
 }
 
 template <typename T>
-cudaError_t run(const Call& call, double* losses, cudaStream_t stream) {
+cudaError_t run(const Call& call, int64_t points, double* losses, cudaStream_t stream) {
   const PairwiseMean mean = call.op.mean;
   const unsigned groups = static_cast<unsigned>(call.runs.groups);
   const unsigned all = static_cast<unsigned>(call.runs.groups * call.runs.count);
@@ -422,14 +422,14 @@ cudaError_t run(const Call& call, double* losses, cudaStream_t stream) {
   SEGFUSE_TRY(launch(measure<T>, all, PAIR_THREADS, shared, stream, call));
   SEGFUSE_TRY(launch(total, groups, PAIR_THREADS, shared, stream, call));
   if (call.op.points == nullptr) SEGFUSE_TRY(launch(collect<T>, all, PAIR_THREADS, shared, stream, call));
-  const int64_t wanted = call.op.points == nullptr ? (call.runs.S + POINTS - 1) / POINTS : BLOCKS;
-  const int64_t blocks = max_(min_(wanted, BLOCKS / call.runs.groups), int64_t(1));
-  const auto points = mean == HARMONIC     ? over_points<T, HARMONIC>
-                      : mean == POWER_MEAN ? over_points<T, POWER_MEAN>
-                      : mean == LEAST      ? over_points<T, LEAST>
-                                           : over_points<T, POWER_MIN>;
+  const int64_t most = call.op.points == nullptr ? call.runs.S : points;
+  const int64_t blocks = max_(min_((most + POINTS - 1) / POINTS, BLOCKS / call.runs.groups), int64_t(1));
+  const auto means = mean == HARMONIC     ? over_points<T, HARMONIC>
+                     : mean == POWER_MEAN ? over_points<T, POWER_MEAN>
+                     : mean == LEAST      ? over_points<T, LEAST>
+                                          : over_points<T, POWER_MIN>;
   SEGFUSE_TRY(
-      launch(points, static_cast<unsigned>(call.runs.groups * blocks), PAIR_THREADS, shared, stream, call, blocks));
+      launch(means, static_cast<unsigned>(call.runs.groups * blocks), PAIR_THREADS, shared, stream, call, blocks));
   SEGFUSE_TRY(launch(add_points, groups, PAIR_THREADS, shared, stream, call));
   const auto pixels = mean == HARMONIC     ? over_pixels<T, HARMONIC>
                       : mean == POWER_MEAN ? over_pixels<T, POWER_MEAN>
@@ -454,7 +454,7 @@ cudaError_t pairwise_hausdorff_forward(const PairwiseHausdorff& op, int64_t poin
                                        cudaStream_t stream) {
   Call call = call_of(op);
   place(call, points, static_cast<char*>(workspace));
-  return op.pair.dtype == F64 ? run<double>(call, losses, stream) : run<float>(call, losses, stream);
+  return op.pair.dtype == F64 ? run<double>(call, points, losses, stream) : run<float>(call, points, losses, stream);
 }
 
 }  // namespace cuda

@@ -32,9 +32,7 @@ def forward(
         count = sum(len(t) for t in points)
         given = torch.cat([*points, torch.zeros(1, pair.p.ndim - 2, dtype=torch.float64, device=device)])
         begin = torch.tensor(list(accumulate((len(t) for t in points), initial=0)), device=device)
-    room = workspace(
-        _cuda.pairwise_hausdorff_workspace(pair=call, given=points is not None, count=count), pair.p
-    )
+    room = workspace(_cuda.pairwise_hausdorff_workspace(pair=call, given=points is not None, count=count), pair.p)
     _cuda.pairwise_hausdorff_forward(
         where=where(pair.p),
         pair=call,
