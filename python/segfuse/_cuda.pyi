@@ -109,6 +109,8 @@ def cmssl_backward(
     threshold: int,
     coefficient: int,
     grad_input: int,
+    workspace: int,
+) -> None: ...
 def top_k_workspace(*, rows: int, length: int) -> int: ...
 def top_k_forward(
     *,
@@ -122,5 +124,51 @@ def top_k_forward(
     chosen: int,
     sum: int,
     count: int,
+    workspace: int,
+) -> None: ...
+
+class Distances:
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        leading_shape: Sequence[int],
+        leading_strides: Sequence[int],
+        shape: Sequence[int],
+        strides: Sequence[int],
+        spacing: Sequence[float],
+        mode: int,
+        classes: Sequence[int] | None,
+        threshold: float,
+        squared: bool,
+        output_double: bool,
+        indices: bool,
+        axes: int,
+    ) -> None: ...
+
+def distance_transform_edt_workspace(*, layout: Distances) -> int: ...
+def distance_transform_edt(
+    *, where: Where, layout: Distances, input: int, output: int, second: int, indices: int, workspace: int
+) -> None: ...
+def erosion_workspace(*, pair: HardPair, steps: int) -> int: ...
+def erosion_forward(
+    *, where: Where, pair: HardPair, steps: int, alpha: float, norm: int, sums: int, workspace: int
+) -> None: ...
+def disk_sums_workspace(*, pair: HardPair, radii: Sequence[int]) -> int: ...
+def disk_sums_forward(
+    *, where: Where, pair: HardPair, hard: int, radii: Sequence[int], alpha: float, sums: int, workspace: int
+) -> None: ...
+def pairwise_hausdorff_workspace(*, pair: HardPair, given: bool, count: int) -> int: ...
+def pairwise_hausdorff_forward(
+    *,
+    where: Where,
+    pair: HardPair,
+    mean: int,
+    exponent: float,
+    eps: float,
+    points: int,
+    begin: int,
+    count: int,
+    losses: int,
     workspace: int,
 ) -> None: ...
