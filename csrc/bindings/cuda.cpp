@@ -373,4 +373,53 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::kw_only(), "where"_a, "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "count"_a, "losses"_a,
       "workspace"_a);
+
+  m.def(
+      "lovasz_extension_workspace",
+      [](const Pass& layout, bool per_image, bool keep_slopes, int64_t classes) {
+        return cuda::lovasz_extension_workspace(
+            {layout.op, false, per_image, false, nullptr, nullptr, keep_slopes, 0, classes});
+      },
+      py::kw_only(), "layout"_a, "per_image"_a, "keep_slopes"_a, "classes"_a);
+  m.def(
+      "lovasz_extension_forward",
+      [](const Where& where, const Pass& layout, bool hinge, bool per_image, bool present, const py::bytes& wanted,
+         bool keep_slopes, int64_t classes, const Inputs& inputs, uintptr_t slope, uintptr_t value, uintptr_t positives,
+         uintptr_t workspace) {
+        const std::string which = wanted;
+        on(where, "lovasz_extension_forward", [&](cudaStream_t stream) {
+          const LovaszExtension op{layout.with(inputs, 0, 0, 0),
+                                   hinge,
+                                   per_image,
+                                   present,
+                                   reinterpret_cast<const uint8_t*>(which.data()),
+                                   pointer<void>(slope),
+                                   keep_slopes,
+                                   0,
+                                   classes};
+          return cuda::lovasz_extension_forward(op, pointer<double>(value), pointer<double>(positives),
+                                                pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "hinge"_a, "per_image"_a, "present"_a, "wanted"_a, "keep_slopes"_a,
+      "classes"_a, "inputs"_a, "slope"_a, "value"_a, "positives"_a, "workspace"_a);
+  m.def(
+      "lovasz_extension_backward",
+      [](const Where& where, const Pass& layout, bool hinge, bool per_image, const Inputs& inputs, uintptr_t slope,
+         uintptr_t grad_input, uintptr_t coefficient) {
+        on(where, "lovasz_extension_backward", [&](cudaStream_t stream) {
+          const LovaszExtension op{layout.with(inputs, grad_input, 0, 0),
+                                   hinge,
+                                   per_image,
+                                   false,
+                                   nullptr,
+                                   pointer<void>(slope),
+                                   true,
+                                   0,
+                                   layout.op.C};
+          return cuda::lovasz_extension_backward(op, pointer<double>(coefficient), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "hinge"_a, "per_image"_a, "inputs"_a, "slope"_a, "grad_input"_a,
+      "coefficient"_a);
 }

@@ -172,3 +172,31 @@ def pairwise_hausdorff_forward(
     losses: int,
     workspace: int,
 ) -> None: ...
+def lovasz_extension_workspace(*, layout: Pass, per_image: bool, keep_slopes: bool, classes: int) -> int: ...
+def lovasz_extension_forward(
+    *,
+    where: Where,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    present: bool,
+    wanted: bytes,
+    keep_slopes: bool,
+    classes: int,
+    inputs: Inputs,
+    slope: int,
+    value: int,
+    positives: int,
+    workspace: int,
+) -> None: ...
+def lovasz_extension_backward(
+    *,
+    where: Where,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    inputs: Inputs,
+    slope: int,
+    grad_input: int,
+    coefficient: int,
+) -> None: ...
