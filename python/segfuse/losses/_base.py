@@ -127,6 +127,13 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.strip("_").removesuffix("Loss")).lower()
 
 
+@functools.lru_cache(maxsize=64)
+def beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """The numbers in float64, moved to a device once: each move would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
 def _compilable(forward: Any) -> Any:
     """The same method, as one operator of the graph where it is compiled."""
 

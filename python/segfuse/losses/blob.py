@@ -114,7 +114,7 @@ class BlobLoss(Loss):
             instances = op.check(x.input, x.target, mode=g.mode, distance_map=instances)[0].distance
         first = int(self.leaves_out_background(g))
         self._configure(background=not first)
-        masks = one_hot(target_masks(x, g), g)[:, first:]
+        masks = one_hot(target_masks(x, g, wait=True), g)[:, first:]
         pixels, own = self._binary(x, g, masks, first)
         rows, axes = own.shape[0], len(g.spatial)
         found = connected_components(masks, axes) if instances is None else _renumber(instances, masks, g, first)

@@ -19,6 +19,7 @@ from ._distance import (
     DistanceLoss,
     DistanceOptions,
     dtype,
+    hard_only,
     hard_option,
     per_class,
     positive,
@@ -59,7 +60,10 @@ class HausdorffDTLoss(DistanceLoss):
         self.hard = hard_option(hard)
 
     def distances(self, x: Tensors, g: Geometry) -> Tensor:
-        d = self._power(target_masks(x, g), x, g) if x.distance is None else x.distance.to(dtype(x)) ** self.alpha
+        if x.distance is None:
+            d = hard_only(self._power(target_masks(x, g), x, g), x, g)
+        else:
+            d = x.distance.to(dtype(x)) ** self.alpha
         if self.one_sided:
             return d
         return self._power(predicted_masks(x, g, self.hard), x, g).add_(per_class(d, g))

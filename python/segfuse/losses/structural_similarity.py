@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from ..ops import cmssl, local_moments, ssim
 from ..ops.formula import one_per_class
 from ..ops.local_moments import Kernel, Padding, Window, make_window
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, Options, number, one_of, weights_tuple
+from ._base import Loss, Options, beside, number, one_of, weights_tuple
 from .cross_entropy import CrossEntropyLoss
 from .focal import FocalLoss
 
@@ -89,14 +88,7 @@ class WindowLoss(Loss):
         if self.class_weight is None:
             return None, None
         numbers = tuple(one_per_class(self.class_weight, g.shape[1]))
-        return _beside(numbers, like.device), numbers
-
-
-@lru_cache(maxsize=64)
-def _beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    """Moved to a device once: each move would wait for it."""
-    with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.float64, device=device)
+        return beside(numbers, like.device), numbers
 
 
 class SSIMLoss(WindowLoss):

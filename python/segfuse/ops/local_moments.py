@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import pick
-from .pixel_stats import FLOATING, Geometry, Tensors, _fail, _shape, raise_invalid
+from .pixel_stats import FLOATING, Geometry, Tensors, _fail, _shape, may_look, raise_invalid
 
 Kernel = Literal["gaussian", "box"]
 Padding = Literal["zeros", "valid"]
@@ -208,7 +208,7 @@ def takes_fused(g: Geometry, window: Window) -> bool:
 def checked(value: Tensor, broken: Tensor, x: Tensors, g: Geometry) -> Tensor:
     """The value, where the number of targets and weights out of range is 0; otherwise raises, or on a GPU, where that
     would wait for it, NaN."""
-    if x.input.is_cuda:
+    if not may_look(x.input):
         return torch.where(broken > 0, torch.nan, value)
     if broken:
         raise_invalid(x, g)

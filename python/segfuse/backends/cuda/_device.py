@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ... import _cuda
+from .. import DEBUG as DEBUG
 from .. import forced
 
-#: Targets out of range raise, as on the CPU; each call then waits for the device.
-DEBUG = os.environ.get("SEGFUSE_DEBUG", "") not in ("", "0")
 DEVICE = "cpu" if _cuda.EMULATED else "cuda"
 
 
