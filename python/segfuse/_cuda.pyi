@@ -109,6 +109,8 @@ def cmssl_backward(
     threshold: int,
     coefficient: int,
     grad_input: int,
+    workspace: int,
+) -> None: ...
 def top_k_workspace(*, rows: int, length: int) -> int: ...
 def top_k_forward(
     *,

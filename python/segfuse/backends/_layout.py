@@ -101,7 +101,9 @@ def moments_shape(a: Tensor, window: Window) -> tuple[int, ...]:
     return (*a.shape[:2], *(max(0, n) if 0 in a.shape else n for n in window.centres(a.shape[2:])))
 
 
-def describe_windows(x: Tensors, g: Geometry, window: Window, first_class: int, output: Tensor | None) -> dict[str, Any]:
+def describe_windows(
+    x: Tensors, g: Geometry, window: Window, first_class: int, output: Tensor | None
+) -> dict[str, Any]:
     """The arguments of ``WindowPass``: everything about a fused loss on windows but its pointers and numbers."""
     return {
         "shape": g.shape,

@@ -18,7 +18,9 @@ from .ssim import centred, images
 _DIMS = {"batch": (0, 1, 2), "sample": (1, 2), "class": (0, 2)}
 
 
-def terms(x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def terms(
+    x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``u f e l`` and f of every element, each ``(N, C, S)``, and the number of targets or weights out of range."""
     s, p, y = images(x, g)
     mp, vp, my, vy, _ = (moments or local_moments.forward)(p, y, o.window)
