@@ -21,6 +21,13 @@ cudaError_t pixel_stats_map(const PixelStats& op, cudaStream_t stream);
 int64_t top_k_workspace(const TopK& op);
 cudaError_t top_k_forward(const TopK& op, double* sum, double* count, void* workspace, cudaStream_t stream);
 
+// op.slope holds op.classes from op.first = 0 on: all of them, or room for some of them at a time. op.wanted lies on
+// the host. Where a target is out of range the loss, and with slopes the gradient, of its problem is NaN.
+int64_t lovasz_extension_workspace(const LovaszExtension& op);
+cudaError_t lovasz_extension_forward(const LovaszExtension& op, double* value, double* positives, void* workspace,
+                                     cudaStream_t stream);
+cudaError_t lovasz_extension_backward(const LovaszExtension& op, const double* coefficient, cudaStream_t stream);
+
 // The instructions [length, 6], whose last word says where an array lies, and the constants are on the device, as are
 // the other pointers.
 struct FormulaCall {
@@ -54,6 +61,22 @@ cudaError_t ssim_backward(const Ssim& op, void* workspace, cudaStream_t stream);
 int64_t cmssl_workspace(const Cmssl& op, bool gradient);
 cudaError_t cmssl_forward(const Cmssl& op, double* sums, void* workspace, cudaStream_t stream);
 cudaError_t cmssl_backward(const Cmssl& op, void* workspace, cudaStream_t stream);
+
+// All pointers but class_number, leading_shape and leading_strides lie on the device. The workspace does not depend on
+// what they point to, only on which are there.
+int64_t distance_transform_edt_workspace(const DistanceTransform& op);
+cudaError_t distance_transform_edt(const DistanceTransform& op, void* workspace, cudaStream_t stream);
+
+// The pairs lie on the device. Workspaces depend on shapes, settings and on which pointers are there. The gradient of
+// the classes before `first` is not written.
+int64_t erosion_workspace(const Erosion& op);
+cudaError_t erosion_forward(const Erosion& op, double* sums, void* workspace, cudaStream_t stream);
+int64_t disk_sums_workspace(const DiskSums& op);
+cudaError_t disk_sums_forward(const DiskSums& op, double* sums, void* workspace, cudaStream_t stream);
+// op.points and op.begin lie on the device; `points`: how many there are of all groups, where they are given.
+int64_t pairwise_hausdorff_workspace(const PairwiseHausdorff& op, int64_t points);
+cudaError_t pairwise_hausdorff_forward(const PairwiseHausdorff& op, int64_t points, double* losses, void* workspace,
+                                       cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace segfuse

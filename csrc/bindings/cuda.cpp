@@ -36,6 +36,43 @@ void on(const Where& where, const char* what, F f) {
   Device::check(f(reinterpret_cast<cudaStream_t>(where.second)), what);
 }
 
+// Everything about a distance transform but its pointers.
+struct Distances {
+  DistanceTransform op{};
+  std::vector<int64_t> leading_shape, leading_strides;
+  std::optional<std::vector<int64_t>> classes;
+  bool indices;
+
+  Distances(int dtype, const std::vector<int64_t>& leading_shape, const std::vector<int64_t>& leading_strides,
+            const std::array<int64_t, 3>& shape, const std::array<int64_t, 3>& strides,
+            const std::array<double, 3>& spacing, int mode, const std::optional<std::vector<int64_t>>& classes,
+            double threshold, bool squared, bool output_double, bool indices, int axes)
+      : leading_shape(leading_shape), leading_strides(leading_strides), classes(classes), indices(indices) {
+    if (leading_shape.size() > 64) throw std::length_error("more than 64 leading axes");
+    op.dtype = static_cast<DType>(dtype);
+    op.leading = static_cast<int>(leading_shape.size());
+    for (int d = 0; d < 3; ++d) op.shape[d] = shape[d], op.strides[d] = strides[d], op.spacing[d] = spacing[d];
+    op.mode = static_cast<DistanceMode>(mode);
+    op.classes = classes ? static_cast<int64_t>(classes->size()) : 1;
+    op.threshold = threshold;
+    op.squared = squared;
+    op.output_double = output_double;
+    op.axes = axes;
+  }
+
+  DistanceTransform with(uintptr_t input, uintptr_t output, uintptr_t second, uintptr_t indices) const {
+    DistanceTransform call = op;
+    call.leading_shape = leading_shape.data();
+    call.leading_strides = leading_strides.data();
+    call.class_number = classes ? classes->data() : nullptr;
+    call.input = reinterpret_cast<const char*>(input);
+    call.output = reinterpret_cast<void*>(output);
+    call.second = reinterpret_cast<void*>(second);
+    call.indices = reinterpret_cast<int32_t*>(indices);
+    return call;
+  }
+};
+
 #ifdef SEGFUSE_EMULATION
 constexpr bool EMULATED = true;
 constexpr const char* ARCHITECTURES = "";
@@ -258,4 +295,131 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::kw_only(), "where"_a, "rows"_a, "length"_a, "is_double"_a, "values"_a, "valid"_a, "percent"_a, "chosen"_a,
       "sum"_a, "count"_a, "workspace"_a);
+
+  py::class_<Distances>(m, "Distances", py::module_local())
+      .def(py::init<int, const std::vector<int64_t>&, const std::vector<int64_t>&, const std::array<int64_t, 3>&,
+                    const std::array<int64_t, 3>&, const std::array<double, 3>&, int,
+                    const std::optional<std::vector<int64_t>>&, double, bool, bool, bool, int>(),
+           py::kw_only(), "dtype"_a, "leading_shape"_a, "leading_strides"_a, "shape"_a, "strides"_a, "spacing"_a,
+           "mode"_a, "classes"_a, "threshold"_a, "squared"_a, "output_double"_a, "indices"_a, "axes"_a);
+  m.def(
+      "distance_transform_edt_workspace",
+      [](const Distances& layout) {
+        return cuda::distance_transform_edt_workspace(layout.with(0, 0, 0, layout.indices));
+      },
+      py::kw_only(), "layout"_a);
+  m.def(
+      "distance_transform_edt",
+      [](const Where& where, const Distances& layout, uintptr_t input, uintptr_t output, uintptr_t second,
+         uintptr_t indices, uintptr_t workspace) {
+        on(where, "distance_transform_edt", [&](cudaStream_t stream) {
+          return cuda::distance_transform_edt(layout.with(input, output, second, indices), pointer<void>(workspace),
+                                              stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "input"_a, "output"_a, "second"_a, "indices"_a, "workspace"_a);
+
+  m.def(
+      "erosion_workspace",
+      [](const HardPair& pair, int steps) { return cuda::erosion_workspace({pair, steps, 0, NONE}); }, py::kw_only(),
+      "pair"_a, "steps"_a);
+  m.def(
+      "erosion_forward",
+      [](const Where& where, const HardPair& pair, int steps, double alpha, int norm, uintptr_t sums,
+         uintptr_t workspace) {
+        on(where, "erosion_forward", [&](cudaStream_t stream) {
+          return cuda::erosion_forward({pair, steps, alpha, static_cast<ErosionNorm>(norm)}, pointer<double>(sums),
+                                       pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "steps"_a, "alpha"_a, "norm"_a, "sums"_a, "workspace"_a);
+
+  m.def(
+      "disk_sums_workspace",
+      [](const HardPair& pair, const std::vector<int>& radii) {
+        return cuda::disk_sums_workspace(disk_sums(pair, 0, radii, 0));
+      },
+      py::kw_only(), "pair"_a, "radii"_a);
+  m.def(
+      "disk_sums_forward",
+      [](const Where& where, const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha,
+         uintptr_t sums, uintptr_t workspace) {
+        const DiskSums op = disk_sums(pair, hard, radii, alpha);
+        on(where, "disk_sums_forward", [&](cudaStream_t stream) {
+          return cuda::disk_sums_forward(op, pointer<double>(sums), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "hard"_a, "radii"_a, "alpha"_a, "sums"_a, "workspace"_a);
+
+  const auto pairwise = [](const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+                           uintptr_t begin) {
+    return PairwiseHausdorff{pair, static_cast<PairwiseMean>(mean), exponent,
+                             eps,  pointer<double>(points),         pointer<int64_t>(begin)};
+  };
+  m.def(
+      "pairwise_hausdorff_workspace",
+      [pairwise](const HardPair& pair, bool given, int64_t count) {
+        return cuda::pairwise_hausdorff_workspace(pairwise(pair, 0, 0, 0, given, 0), count);
+      },
+      py::kw_only(), "pair"_a, "given"_a, "count"_a);
+  m.def(
+      "pairwise_hausdorff_forward",
+      [pairwise](const Where& where, const HardPair& pair, int mean, double exponent, double eps, uintptr_t points,
+                 uintptr_t begin, int64_t count, uintptr_t losses, uintptr_t workspace) {
+        on(where, "pairwise_hausdorff_forward", [&](cudaStream_t stream) {
+          return cuda::pairwise_hausdorff_forward(pairwise(pair, mean, exponent, eps, points, begin), count,
+                                                  pointer<double>(losses), pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "pair"_a, "mean"_a, "exponent"_a, "eps"_a, "points"_a, "begin"_a, "count"_a, "losses"_a,
+      "workspace"_a);
+
+  m.def(
+      "lovasz_extension_workspace",
+      [](const Pass& layout, bool per_image, bool keep_slopes, int64_t classes) {
+        return cuda::lovasz_extension_workspace(
+            {layout.op, false, per_image, false, nullptr, nullptr, keep_slopes, 0, classes});
+      },
+      py::kw_only(), "layout"_a, "per_image"_a, "keep_slopes"_a, "classes"_a);
+  m.def(
+      "lovasz_extension_forward",
+      [](const Where& where, const Pass& layout, bool hinge, bool per_image, bool present, const py::bytes& wanted,
+         bool keep_slopes, int64_t classes, const Inputs& inputs, uintptr_t slope, uintptr_t value, uintptr_t positives,
+         uintptr_t workspace) {
+        const std::string which = wanted;
+        on(where, "lovasz_extension_forward", [&](cudaStream_t stream) {
+          const LovaszExtension op{layout.with(inputs, 0, 0, 0),
+                                   hinge,
+                                   per_image,
+                                   present,
+                                   reinterpret_cast<const uint8_t*>(which.data()),
+                                   pointer<void>(slope),
+                                   keep_slopes,
+                                   0,
+                                   classes};
+          return cuda::lovasz_extension_forward(op, pointer<double>(value), pointer<double>(positives),
+                                                pointer<void>(workspace), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "hinge"_a, "per_image"_a, "present"_a, "wanted"_a, "keep_slopes"_a,
+      "classes"_a, "inputs"_a, "slope"_a, "value"_a, "positives"_a, "workspace"_a);
+  m.def(
+      "lovasz_extension_backward",
+      [](const Where& where, const Pass& layout, bool hinge, bool per_image, const Inputs& inputs, uintptr_t slope,
+         uintptr_t grad_input, uintptr_t coefficient) {
+        on(where, "lovasz_extension_backward", [&](cudaStream_t stream) {
+          const LovaszExtension op{layout.with(inputs, grad_input, 0, 0),
+                                   hinge,
+                                   per_image,
+                                   false,
+                                   nullptr,
+                                   pointer<void>(slope),
+                                   true,
+                                   0,
+                                   layout.op.C};
+          return cuda::lovasz_extension_backward(op, pointer<double>(coefficient), stream);
+        });
+      },
+      py::kw_only(), "where"_a, "layout"_a, "hinge"_a, "per_image"_a, "inputs"_a, "slope"_a, "grad_input"_a,
+      "coefficient"_a);
 }

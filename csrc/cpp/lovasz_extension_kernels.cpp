@@ -5,6 +5,7 @@
 // Order:    by descending error, equal errors by ascending index: a partition into cells, then digit by digit.
 // Ignored:  a pixel with m = 0 gets a key that says so, and never enters the sort. Nor does a hinge error <= 0.
 // Source:   Berman et al. 2018 (arXiv 1705.08790), algorithm 1.
+#include "../lovasz.h"
 #include "tiles.h"
 
 namespace segfuse {
@@ -17,49 +18,8 @@ constexpr int64_t LAST_CELL = LOVASZ_CELLS - 1;
 
 // ---------------------------------------------------------------------------------------------------- keys
 
-// Bits of an error >= 0, then a bit for "positive"
-template <typename T>
-struct Bits;
-template <>
-struct Bits<float> {
-  using Key = uint32_t;
-  static constexpr Key NOT_A_NUMBER = 0x7fc00000u << 1;
-};
-template <>
-struct Bits<double> {
-  using Key = uint64_t;
-  static constexpr Key NOT_A_NUMBER = uint64_t(0x7ff8000000000000u) << 1;
-};
-template <typename T>
-using Key = typename Bits<T>::Key;
-template <typename T>
-constexpr Key<T> NO_ERROR = ~Key<T>(1);  // ignored, or a hinge error <= 0; that of a positive counts as one of G
 template <typename T>
 constexpr int CELL_SHIFT = 8 * sizeof(T) - CELL_BITS;
-
-inline uint32_t bits_of(float x) { return as_bits(x); }
-inline uint64_t bits_of(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, 8);
-  return bits;
-}
-inline float error_of(uint32_t key) { return as_float(key >> 1); }
-inline double error_of(uint64_t key) {
-  double x;
-  const uint64_t bits = key >> 1;
-  memcpy(&x, &bits, 8);
-  return x;
-}
-
-template <typename T>
-inline Key<T> key_of(T error, T y) {
-  const Key<T> bits = bits_of(error) << 1;  // without the sign
-  return (error == error ? bits : Bits<T>::NOT_A_NUMBER) | static_cast<Key<T>>(y != T(0));
-}
-template <typename T>
-inline Key<T> hinge_key(T error, T y) {
-  return error <= T(0) ? NO_ERROR<T> | static_cast<Key<T>>(y != T(0)) : key_of(error, y);
-}
 
 inline int64_t offset_of(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin) {
   return (n * op.classes + c - op.first) * op.pass.S + begin;
@@ -314,12 +274,11 @@ struct Weigher {
   double G;
   double sum = 0;
 
-  // The pixel comes after as many positives and negatives as `before` says; J_k - J_(k-1) in closed form.
+  // The pixel comes after as many positives and negatives as `before` says.
   inline void operator()(Key<T> key, uint32_t at, uint64_t& before) {
     const bool positive = key & 1;
-    const double F = static_cast<uint32_t>(before), B = static_cast<uint32_t>(before >> HIGH), U = G + B + 1;
-    const bool alone = U == 1;  // without any positive the first pixel has it all
-    const double weight = (positive | alone ? 1 : G - F) / (positive ? G + B : alone ? 1 : U * (U - 1));
+    const double weight =
+        jaccard_step(positive, G, static_cast<uint32_t>(before), static_cast<uint32_t>(before >> HIGH));
     const T error = error_of(key);
     sum += weight > 0 ? double(error) * weight : 0;
     const T slope = static_cast<T>(positive ? -weight : weight);

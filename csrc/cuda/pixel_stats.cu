@@ -12,7 +12,7 @@
 //            masks. The first two read dense logits and class numbers (a softmax) or hard masks (a sigmoid).
 #include "../segfuse_cuda.h"
 #include "../terms.h"
-#include "launch.cuh"
+#include "pixels.cuh"
 
 namespace segfuse {
 namespace {
@@ -28,43 +28,6 @@ constexpr int64_t ROOM = 40 << 10, MOST_ROOM = 200 << 10;  // bytes of shared me
 constexpr int SUMS = MOMENTS + 2 * MAX_TERMS;
 
 // ------------------------------------------------------------------------------------------------ one pixel
-
-template <typename T>
-struct Label {
-  T y;
-  bool valid, broken;
-};
-
-// y against [0, top]; `whole`: only whole numbers fit
-template <typename T>
-__device__ __forceinline__ Label<T> classify(const PixelStats& op, T y, T top, bool whole, bool unmasked) {
-  const bool fits = y >= T(0) && y <= top && (!whole || y == static_cast<T>(static_cast<int32_t>(y)));
-  const bool kept = y != static_cast<T>(op.ignore_index) && unmasked;
-  return {kept && fits ? y : T(0), kept && fits, kept && !fits};
-}
-
-template <typename T>
-__device__ __forceinline__ T at(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t i) {
-  return read<T>(v.data, v.dtype, n * v.batch + c * v.channel + pixel_offset(op, v, i));
-}
-
-__device__ __forceinline__ bool unmasked(const PixelStats& op, int64_t n, int64_t c, int64_t i) {
-  return op.mask.data == nullptr || at<float>(op, op.mask, n, op.mask.channel == 0 ? 0 : c, i) != 0.0f;
-}
-
-template <typename Storage>
-__device__ __forceinline__ auto logit(const PixelStats& op, int64_t n, int64_t c, int64_t i, bool dense) {
-  const View& v = op.input;
-  const int64_t offset = n * v.batch + c * v.channel + (dense ? i : pixel_offset(op, v, i));
-  return widen(reinterpret_cast<const Storage*>(v.data)[offset]);
-}
-
-template <typename Storage, typename T>
-__device__ __forceinline__ void store(const PixelStats& op, int64_t n, int64_t c, int64_t i, bool dense, T x) {
-  const View& v = op.output;
-  const int64_t offset = n * v.batch + c * v.channel + (dense ? i : pixel_offset(op, v, i));
-  narrow(x, reinterpret_cast<Storage*>(v.data)[offset]);
-}
 
 // What a pixel brings to the sums of one class. p and r = 1 - p, lp and lr their negative logarithms.
 template <typename T>

@@ -126,3 +126,77 @@ def top_k_forward(
     count: int,
     workspace: int,
 ) -> None: ...
+
+class Distances:
+    def __init__(
+        self,
+        *,
+        dtype: int,
+        leading_shape: Sequence[int],
+        leading_strides: Sequence[int],
+        shape: Sequence[int],
+        strides: Sequence[int],
+        spacing: Sequence[float],
+        mode: int,
+        classes: Sequence[int] | None,
+        threshold: float,
+        squared: bool,
+        output_double: bool,
+        indices: bool,
+        axes: int,
+    ) -> None: ...
+
+def distance_transform_edt_workspace(*, layout: Distances) -> int: ...
+def distance_transform_edt(
+    *, where: Where, layout: Distances, input: int, output: int, second: int, indices: int, workspace: int
+) -> None: ...
+def erosion_workspace(*, pair: HardPair, steps: int) -> int: ...
+def erosion_forward(
+    *, where: Where, pair: HardPair, steps: int, alpha: float, norm: int, sums: int, workspace: int
+) -> None: ...
+def disk_sums_workspace(*, pair: HardPair, radii: Sequence[int]) -> int: ...
+def disk_sums_forward(
+    *, where: Where, pair: HardPair, hard: int, radii: Sequence[int], alpha: float, sums: int, workspace: int
+) -> None: ...
+def pairwise_hausdorff_workspace(*, pair: HardPair, given: bool, count: int) -> int: ...
+def pairwise_hausdorff_forward(
+    *,
+    where: Where,
+    pair: HardPair,
+    mean: int,
+    exponent: float,
+    eps: float,
+    points: int,
+    begin: int,
+    count: int,
+    losses: int,
+    workspace: int,
+) -> None: ...
+def lovasz_extension_workspace(*, layout: Pass, per_image: bool, keep_slopes: bool, classes: int) -> int: ...
+def lovasz_extension_forward(
+    *,
+    where: Where,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    present: bool,
+    wanted: bytes,
+    keep_slopes: bool,
+    classes: int,
+    inputs: Inputs,
+    slope: int,
+    value: int,
+    positives: int,
+    workspace: int,
+) -> None: ...
+def lovasz_extension_backward(
+    *,
+    where: Where,
+    layout: Pass,
+    hinge: bool,
+    per_image: bool,
+    inputs: Inputs,
+    slope: int,
+    grad_input: int,
+    coefficient: int,
+) -> None: ...

@@ -182,6 +182,12 @@ def test_a_wrong_label_is_named(backend, loss, x, y, named):
         loss(x, y)
 
 
+def test_terms_are_the_value():
+    for loss in (sf.SSIMLoss, sf.CMSSLLoss):
+        value, terms = loss(reduction="none")(X, Y, return_terms=True)
+        assert all(torch.equal(term, value) for term in terms.values())
+
+
 def test_explain_names_the_path():
     assert "fused sweeps" in sf.explain(sf.SSIMLoss(), X, Y)
     assert "local_moments" in sf.explain(sf.CMSSLLoss(reduction="none"), X, Y)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops._hard_pair import HardPair
+from ..ops.distance_transform_edt import MODES, Request
 from ..ops.local_moments import Window
 from ..ops.pixel_stats import Geometry, Plan, Tensors
 
@@ -144,3 +147,49 @@ def without_background(grad: Tensor, g: Geometry, first_class: int) -> Tensor:
     if first_class and g.activation != "softmax":
         grad[:, :first_class] = 0
     return grad
+
+
+def describe_distances(input: Tensor, request: Request) -> dict[str, Any]:
+    """A distance transform but for its pointers. Missing axes come first and have length 1."""
+    leading = input.ndim - request.spatial
+    axes = list(zip(input.shape[leading:], input.stride()[leading:], request.spacing))
+    if not request.indices:
+        axes = [axis for axis in axes if axis[0] != 1]  # so that the last axis is as long as it can be
+    shape, strides, spacing = zip(*[(1, 0, 1.0)] * (3 - len(axes)), *axes)
+    return {
+        "dtype": DTYPE[input.dtype],
+        "leading_shape": input.shape[:leading],
+        "leading_strides": input.stride()[:leading],
+        "shape": shape,
+        "strides": strides,
+        "spacing": spacing,
+        "mode": MODES.index(request.mode),
+        "classes": request.classes,
+        "threshold": request.threshold or 0.0,
+        "squared": request.squared,
+        "output_double": request.dtype == torch.float64,
+        "axes": request.spatial,
+    }
+
+
+def describe_pair(pair: HardPair, grad: Tensor | None) -> dict[str, Any]:
+    """The arguments of the native ``HardPair``."""
+    return {
+        "shape": pair.p.shape,
+        "first": pair.first,
+        "dtype": DTYPE[pair.p.dtype],
+        "index": pair.index,
+        "plain": not pair.ignores and pair.weight is None,
+        "weight_per_class": pair.weight is not None and pair.weight.shape[1] > 1,
+        "p": pair.p.data_ptr(),
+        "code": pair.code.data_ptr(),
+        "weight": 0 if pair.weight is None else pair.weight.data_ptr(),
+        "grad": 0 if grad is None else grad.data_ptr(),
+    }
+
+
+_HARMONIC, _POWER_MEAN, _LEAST, _POWER_MIN = range(4)  # enum PairwiseMean in csrc/segfuse.h
+
+
+def pairwise_mean(alpha: float, form: str) -> int:
+    return _POWER_MIN if form == "power_min" else {-1.0: _HARMONIC, -inf: _LEAST}.get(alpha, _POWER_MEAN)

@@ -13,7 +13,7 @@ from ..ops._hard_pair import HardPair
 from ..ops.distance_transform_edt import distance_transform_edt
 from ..ops.formula import Array, PixelStats
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Options, one_of
+from ._base import Options
 from ._boundary import HardLoss
 from ._distance import (
     DistanceLoss,
@@ -99,12 +99,12 @@ class HausdorffCVLoss(HardLoss):
         *,
         alpha: float = 2.0,
         radii: Sequence[int] = (3, 6, 9, 12, 15, 18),
-        hard: Literal["threshold", "argmax"] = "threshold",
+        hard: str = "threshold",
         **common: Unpack[Options],
     ) -> None:
         super().__init__(**common)
         self.alpha, self.radii = alpha, tuple(radii)
-        self.hard = one_of("hard", hard, ("threshold", "argmax"))
+        self.hard = hard_option(hard)
         disk_sums.check(self.radii, alpha)
 
     def sums(self, pair: HardPair) -> Tensor:

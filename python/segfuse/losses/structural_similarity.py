@@ -72,10 +72,6 @@ class WindowLoss(Loss):
     def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         return self.windowed(x, g)
 
-    def forward(self, input: Tensor, target: Tensor, *, return_terms: bool = False, **call: Any) -> Any:
-        value, terms = super().forward(input, target, return_terms=True, **call)
-        return (value, {name: term.sum() for name, term in terms.items()}) if return_terms else value
-
     def window_for(self, spatial: tuple[int, ...]) -> Window:
         return make_window(self.window, self.sigma, self.kernel, self.padding, spatial)
 

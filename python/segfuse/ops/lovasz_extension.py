@@ -73,6 +73,14 @@ def problems(g: Geometry, per_image: bool | None, classes: Classes, include_back
     return Problems(hinge, hinge if per_image is None else per_image, classes == "present" and not hinge, wanted)
 
 
+def classes_at_a_time(classes: int, how: Problems) -> int:
+    """That a kernel holds the errors of: all for a gradient, which takes the slopes that come in their place.
+
+    Without one few, as each takes 4 bytes a pixel; 8 lots, as each makes the softmax of all classes anew.
+    """
+    return classes if how.keep_slopes else min(classes, max(4, -(-classes // 8)))
+
+
 def raise_target(x: Tensors, g: Geometry) -> None:
     """Says which target is not hard. Slow: runs only on the way to an error."""
     if not g.index_target and x.target.dtype.is_floating_point:

@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 
 from ... import _cpp
-from ...ops.lovasz_extension import Problems
+from ...ops.lovasz_extension import Problems, classes_at_a_time
 from ...ops.pixel_stats import Geometry, Plan, Tensors
 from .pixel_stats import empty_gradient, huge_pages, layout
 from .pixel_stats import refuses as refuses
 
 _NO_SUMS = Plan(())
-
-
-def classes_at_a_time(classes: int) -> int:
-    """Without a gradient: few, as each takes 4 bytes a pixel; 8 lots, as each makes the softmax of all classes anew."""
-    return min(classes, max(4, -(-classes // 8)))
 
 
 def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Tensor | None, int]:
@@ -26,7 +21,7 @@ def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Ten
     """
     value, positives = torch.empty((2, *how.count(g)), dtype=torch.float64)
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
-    classes = g.shape[1] if how.keep_slopes else classes_at_a_time(g.shape[1])
+    classes = classes_at_a_time(g.shape[1], how)
     slope = huge_pages(torch.empty((g.shape[0], classes, g.pixels), dtype=dtype))
     invalid = _cpp.lovasz_extension_forward(
         layout=layout(x, g, _NO_SUMS),

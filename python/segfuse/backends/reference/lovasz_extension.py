@@ -37,11 +37,15 @@ def _score(s: Pixels, x: Tensors, g: Geometry) -> Tensor:
     return torch.where(s.m, z, 0)
 
 
+def invalid(s: Pixels) -> int:
+    """The number of targets that are neither 0, 1, a class number nor ignored."""
+    return s.invalid + int((s.y != s.y.round()).sum())
+
+
 def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Tensor, int]:
     """Losses and pixels of every class ``(P, C)``, slopes ``(N, C, S)`` and the number of targets out of range."""
     with torch.no_grad():
         s = pixels(x, g)
-        invalid = s.invalid + int((s.y != s.y.round()).sum())
         error = 1 - _score(s, x, g) * (2 * s.y - 1) if how.hinge else (s.y - s.p).abs()
         error, y, valid = (_rows(t, how) for t in (error, s.y, s.m))
         order = torch.sort(error.masked_fill(~valid, -torch.inf), dim=-1, descending=True, stable=True).indices
@@ -56,7 +60,7 @@ def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Ten
         slope = torch.where(counted & kept[..., None] & error.isnan(), error, slope)
         N, C, S = s.p.shape
         slope = slope if how.per_image else slope.reshape(C, N, S).transpose(0, 1).contiguous()
-    return value, positives, slope, invalid
+    return value, positives, slope, invalid(s)
 
 
 def backward(x: Tensors, g: Geometry, how: Problems, slope: Tensor, coefficient: Tensor) -> Tensor:
