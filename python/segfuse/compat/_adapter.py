@@ -27,7 +27,6 @@ from ..ops.formula import Array, PixelStats, mean, tensor_stats
 from ..ops.pixel_stats import FLOATING, Geometry, Mode, Plan, Row
 
 NEVER = -(1 << 63)  # an ignore_index that no label has
-MAP = "map"  # the reduction of a formula that is a plain sum, for the loss of every pixel
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,16 @@ class Call:
     target: Tensor
     reading: Reading
     mask: Tensor | None = None
+    absolute: bool = False  # the size of a prediction is the sum of |p|: for the l1 overlap of values below 0
 
     def plain(self) -> Call:
         """Without subclasses, and with floating-point logits."""
-        return Call(floating(bare(self.input)), bare(self.target), self.reading, bare(self.mask))
+        return Call(floating(bare(self.input)), bare(self.target), self.reading, bare(self.mask), self.absolute)
 
     def same(self, other: Call) -> bool:
         mine, theirs = (self.input, self.target, self.mask), (other.input, other.target, other.mask)
-        return self.reading == other.reading and all(a is b for a, b in zip(mine, theirs, strict=True))
+        alike = self.reading == other.reading and self.absolute == other.absolute
+        return alike and all(a is b for a, b in zip(mine, theirs, strict=True))
 
 
 def bare(x: Any) -> Any:
@@ -173,7 +174,7 @@ def pixel_map(call: Call, term: Term) -> Tensor:
 
 
 def _run(call: Call, terms: tuple[tuple[float, Term], ...]) -> Tensor:
-    reason = by_torch_because(call.input, call.target)
+    reason = "values below 0" if call.absolute else by_torch_because(call.input, call.target)
     if reason is None:
         kernel = fused(call.reading, terms)
         try:
@@ -240,7 +241,7 @@ class Sums:
         if index:
             labels = y.long() if m is None else torch.where(m, y.long(), 0)
             y = one_hot(labels.squeeze(1), shape[1], error)
-        self.z, self.m = z, m
+        self.z, self.m, self.absolute = z, m, call.absolute
         self.y = (y if m is None else torch.where(m, y, 0)).to(z.dtype)
         geometry = Geometry(shape, r.mode, self.activation, exclusive, index, r.ignore_index, shape)
         empty = torch.ones((1, *shape[:2]), dtype=torch.float64, device=z.device)
@@ -273,7 +274,7 @@ class Sums:
                 "n": lambda: m * torch.ones_like(self.z),
                 "true": lambda: y,
                 "true2": lambda: y * y,
-                "pred": lambda: self.p,
+                "pred": lambda: self.p.abs() if self.absolute else self.p,
                 "pred2": lambda: self.p**2,
                 "tp": lambda: self.p * y,
                 "l1": lambda: (self.p - y).abs(),
@@ -351,7 +352,7 @@ def cross_entropy(
     if smoothing:
         every = (w * s.term("focal_all", 0.0)[0]).sum()
         entropy = (1 - smoothing) * entropy + smoothing / s.geometry.shape[1] * every
-    if reduction in ("sum", MAP):
+    if reduction != "mean":  # a sum, or the sum of a map
         return entropy
     if dense:
         return entropy / (s.pixels * s.samples)
@@ -367,7 +368,7 @@ def binary_cross_entropy(s: PixelStats, pos_weight: Any = None, reduction: str =
     """As torch.nn.BCEWithLogitsLoss."""
     one, zero = s.term("focal", 0.0)
     entropy = (per_class(s, pos_weight) * one + zero).sum()
-    if reduction in ("sum", MAP):
+    if reduction != "mean":  # a sum, or the sum of a map
         return entropy
     return entropy / (s.pixels * s.samples * s.geometry.shape[1])
 

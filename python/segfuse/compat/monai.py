@@ -137,14 +137,21 @@ class _Read(Call):
 
     def shaped(self, x: Tensor) -> Tensor:
         """With one axis for every spatial one, as MONAI returns it without a reduction."""
-        return x.reshape(*x.shape, *[1] * (self.input.ndim - 2))
+        return x.reshape((*x.shape, *[1] * (self.input.ndim - 2)))
 
 
 def _ignored(option: str) -> None:
     warn(f"single channel prediction, `{option}` ignored.")
 
 
-def _read(self: Any, input: Tensor, target: Tensor, error: type[Exception] = AssertionError, **changed: Any) -> _Read:
+def _read(
+    self: Any,
+    input: Tensor,
+    target: Tensor,
+    error: type[Exception] = AssertionError,
+    keep_mask: bool = False,
+    **changed: Any,
+) -> _Read:
     """How ``self`` reads a call; ``changed`` replaces its options."""
 
     def option(name: str, default: Any = None) -> Any:
@@ -184,6 +191,9 @@ def _read(self: Any, input: Tensor, target: Tensor, error: type[Exception] = Ass
     if ignore_index is not None and not (index or channels == 1):
         mask = _mask_of_one_hot(target, ignore_index)
         ignore_index = None
+        if mask.dtype != torch.bool and not keep_mask:  # shares of pixels: times prediction and target
+            input = input.softmax(1) if softmax else input.sigmoid() if sigmoid else input
+            input, target, mask, softmax, sigmoid = input * mask, target * mask, None, False, False
     exclusive = bool(softmax)
     mode = "multiclass" if index or exclusive else "multilabel" if channels > 1 else "binary"
     reading = Reading(
@@ -192,13 +202,16 @@ def _read(self: Any, input: Tensor, target: Tensor, error: type[Exception] = Ass
         one_vs_rest=index and not exclusive,
         ignore_index=NEVER if ignore_index is None else int(ignore_index),
     )
-    return _Read(input, target, reading, mask, drop, channels - drop)
+    return _Read(input, target, reading, mask, drop=drop, channels=channels - drop)
 
 
 def _mask_of_one_hot(target: Tensor, ignore_index: int) -> Tensor:
-    """Pixels of another class than the ignored one; for a number that is no class, those of any class."""
+    """Pixels of another class than the ignored one (of a soft target, shares of them); for a number that is no class,
+    those of any class."""
     if 0 <= ignore_index < target.shape[1]:
-        return target[:, ignore_index : ignore_index + 1] != 1
+        ignored = target[:, ignore_index : ignore_index + 1]
+        hard = not ignored.dtype.is_floating_point or bool(((ignored == 0) | (ignored == 1)).all())
+        return ignored != 1 if hard else 1 - ignored
     return target.sum(1, keepdim=True) > 0
 
 
@@ -256,11 +269,8 @@ def _dice_term(self: Any, call: _Read) -> Term:
 
 
 def _absolute(call: _Read, l1: bool) -> _Read:
-    """|p| in the sizes of the l1 form; a prediction below 0 counts as its absolute value there."""
-    if l1 and not call.reading.from_logits and bool((call.input.detach() < 0).any()):
-        raise ValueError(
-            "soft_label=True needs predictions >= 0; got values below 0. Try: sigmoid=True or softmax=True"
-        )
+    """The l1 form takes |p| for the size of a prediction, which matters for logits taken as probabilities."""
+    call.absolute = l1 and not call.reading.from_logits and bool((call.input.detach() < 0).any())
     return call
 
 
@@ -303,6 +313,7 @@ class DiceLoss(_Segmentation):
 def _dice_loss(self: Any, call: _Read) -> Tensor:
     call = _absolute(call, self.soft_label and not self.squared_pred)
     f = total((1.0, call, _dice_term(self, call)))
+    f = f.reshape(call.channels) if self.batch and self.reduction == "none" else f
     return call.shaped(f) if self.reduction == "none" else f
 
 
@@ -564,7 +575,7 @@ class FocalLoss(Explained, _Loss):
 
 def _focal_read(self: Any, input: Tensor, target: Tensor, **changed: Any) -> _Read:
     return _read(
-        self, input, target, ValueError, sigmoid=not self.use_softmax, softmax=False, other_act=None, **changed
+        self, input, target, ValueError, True, sigmoid=not self.use_softmax, softmax=False, other_act=None, **changed
     )
 
 
@@ -593,6 +604,8 @@ def _focal_settings(self: Any, call: _Read) -> dict[str, Any]:
 
 def _focal_parts(self: Any, call: _Read, settings: dict[str, Any]) -> tuple[Call, Term] | None:
     """The pass that computes it, if there is one."""
+    if call.mask is not None and call.mask.dtype != torch.bool:
+        return None
     reduction = _reduction(self.reduction)
     if reduction == "sum" and call.input.ndim == 2:
         reduction = "mean"  # a mean over no axes is one over all
@@ -641,7 +654,7 @@ def _focal_by_torch(self: Any, call: _Read, settings: dict[str, Any]) -> Tensor:
         input, target = input[:, 1:], target[:, 1:]
     m = None if mask is None else mask.float()
     if m is not None:
-        input, target = torch.where(m > 0, input, 0), target * m
+        input, target = torch.where(m > 0, input * m, 0), target * m
     alpha = settings["alpha"]
     alpha = torch.tensor(alpha) if isinstance(alpha, tuple) else alpha
     function = softmax_focal_loss if self.use_softmax else sigmoid_focal_loss
@@ -758,7 +771,7 @@ class TverskyLoss(_Segmentation):
             smooth=(self.smooth_nr, self.smooth_dr),
             reduction=_reduction(self.reduction),
         )
-        return f.reshape(-1, call.channels).squeeze(0) if self.reduction == "none" and self.batch else f
+        return f.reshape(call.channels) if self.reduction == "none" and self.batch else f
 
 
 def _mcc(s: PixelStats, drop: bool, batch: bool | str, smooth: tuple[float, float], reduction: str) -> Array:
