@@ -199,7 +199,7 @@ def by_torch_because(input: Tensor, target: Tensor) -> str | None:
     """Why a pass would not do, if so."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the call is being compiled"
-    if torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+    if torch._C._are_functorch_transforms_active():
         return "a functorch transform is active"
     return "the target carries a gradient" if target.requires_grad else None
 
@@ -410,7 +410,7 @@ def elements(x: Tensor) -> int:
 _record: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("segfuse_compat_record", default=None)
 
 
-def record(what: Fused | str, call: Call | None = None) -> None:
+def record(what: Loss | str, call: Call | None = None) -> None:
     """Notes which path a call took, if somebody asks."""
     notes = _record.get()
     if notes is None:
@@ -442,4 +442,3 @@ class Explained:
         with recorded() as notes, torch.no_grad():
             self(*args, **kwargs)  # type: ignore[operator]
         return "\n".join(notes) or "torch operations"
-

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._adapter import bare
-
 
 def as_tensor(x: Any) -> Tensor:
     """A tensor of what is a tensor, an array or a nested list; without a copy where there is an array."""
     if isinstance(x, Tensor):
-        return bare(x).detach()  # type: ignore[no-any-return]
+        return x.detach().as_subclass(Tensor)
     array = np.asarray(x)
     if array.dtype.byteorder not in "=|" or any(step < 0 for step in array.strides):
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))

@@ -66,9 +66,7 @@ def sdfsq(
     return _distances(data, anisotropy, black_border, voxel_graph, squared=True, signed=True)
 
 
-def _distances(
-    data: Any, anisotropy: Any, black_border: bool, voxel_graph: Any, *, squared: bool, signed: bool
-) -> Any:
+def _distances(data: Any, anisotropy: Any, black_border: bool, voxel_graph: Any, *, squared: bool, signed: bool) -> Any:
     if voxel_graph is not None:
         raise NotImplementedError("a voxel_graph is not supported. Try: the edt package for that call")
     x = as_tensor(data)

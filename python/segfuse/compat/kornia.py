@@ -102,9 +102,7 @@ def _learned(*tensors: Tensor | None) -> bool:
     return any(x is not None and x.requires_grad for x in tensors)
 
 
-def _softmax_and_target(
-    pred: Tensor, target: Tensor, ignore_index: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax_and_target(pred: Tensor, target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """In torch: probabilities, one-hot target (both 0 where ignored), and where a pixel counts."""
     record("one class, or learned weights")
     kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
@@ -271,7 +269,7 @@ def _focal_by_torch(
     weight: Tensor | None,
     ignore_index: int | None,
 ) -> Tensor:
-    _, y, m = _softmax_and_target(pred, target, ignore_index)
+    _, y, _ = _softmax_and_target(pred, target, ignore_index)
     log_p = pred.log_softmax(1)
     loss = torch.where(y > 0, -((1 - log_p.exp()) ** gamma) * log_p, 0)
     shape = (1, -1, *[1] * (pred.ndim - 2))
@@ -337,7 +335,9 @@ def binary_focal_loss_with_logits(
     pred, target = floating(bare(pred)), bare(target)
     if pred.shape != target.shape or pred.ndim < 2:
         raise ValueError(f"Expected target size {pred.shape} of at least two axes, got {target.shape}")
-    weights = {name: _weights(name, w, pred) for name, w in (("pos_weight", pos_weight), ("weight", weight))}
+    weights: dict[str, Any] = {
+        name: _weights(name, w, pred) for name, w in (("pos_weight", pos_weight), ("weight", weight))
+    }
     if not _learned(pos_weight, weight) and not (reduction == "none" and by_torch_because(pred, target)):
         call = Call(pred, target, _reading(ignore_index, "binary" if pred.shape[1] == 1 else "multilabel"))
         share = None if alpha is None else float(alpha)
@@ -452,7 +452,12 @@ class _ErosionByClass(_Erosion):
 @lru_cache(maxsize=32)
 def _erosion(alpha: float, k: int, mode: Any) -> _Erosion:
     return _ErosionByClass(
-        alpha=alpha, erosions=k, mode=mode, from_logits=False, reduction="none", include_background=True,
+        alpha=alpha,
+        erosions=k,
+        mode=mode,
+        from_logits=False,
+        reduction="none",
+        include_background=True,
         ignore_index=NEVER,
     )
 
@@ -473,9 +478,7 @@ def _hausdorff(self: Any, pred: Tensor, target: Tensor, axes: int) -> Tensor:
         raise NotImplementedError(f"reduction `{self.reduction}` has not been implemented yet.")
     eager = by_torch_because(pred, target) is None
     if eager and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
-        raise ValueError(
-            f"Expect long type target value in range [0, {classes}). ({target.min()}, {target.max()})"
-        )
+        raise ValueError(f"Expect long type target value in range [0, {classes}). ({target.min()}, {target.max()})")
     if self.reduction != "none" and eager and 1 <= self.k <= 1000 and abs(self.alpha) <= 16:
         one = classes == 1
         loss = _erosion(float(self.alpha), int(self.k), "binary" if one else "multiclass")
@@ -636,6 +639,8 @@ class SSIM3DLoss(Explained, nn.Module):
 class MS_SSIMLoss(Explained, nn.Module):
     """``kornia.losses.MS_SSIMLoss``: several sigmas in windows of one size, plus a blurred l1."""
 
+    _g_masks: Tensor
+
     def __init__(
         self,
         sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
@@ -701,5 +706,3 @@ def _sigmas(masks: Any) -> list[float]:
     centre = masks.shape[-1] // 2
     rows = masks[:, 0, centre].double()
     return [math.sqrt(-0.5 / math.log(float(r[centre + 1] / r[centre]))) for r in rows]
-
-

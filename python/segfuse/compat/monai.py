@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from ..losses.deep_supervision import nearest
 from ..losses.boundary import BoundaryLoss as _Boundary
+from ..losses.deep_supervision import nearest
 from ..losses.hausdorff import HausdorffDTLoss as _HausdorffDT
 from ..losses.structural_similarity import SSIMLoss as _SSIM
 from ..ops.distance_transform_edt import distance_transform_edt
@@ -354,7 +354,11 @@ class MaskedDiceLoss(DiceLoss):
         )
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        activation = {"sigmoid": self.pre_sigmoid, "softmax": self.pre_softmax, "other_act": self.pre_other_act}
+        activation: dict[str, Any] = {
+            "sigmoid": self.pre_sigmoid,
+            "softmax": self.pre_softmax,
+            "other_act": self.pre_other_act,
+        }
         if mask is None:
             warn("No mask value specified for the MaskedLoss.")
             return _dice_loss(self, _read(self, input, target, **activation))
@@ -837,6 +841,12 @@ def _check_lambda(**factors: float) -> None:
             raise ValueError(f"{name} should be no less than 0.0.")
 
 
+def _known(loss: Any, name: str) -> bool:
+    """Not a loss that somebody put in the place of a term."""
+    cls = type(loss)
+    return cls.__name__ == name and cls.__module__.startswith(("segfuse.compat.", "monai."))
+
+
 class DiceCELoss(Explained, _Loss):
     """``monai.losses.DiceCELoss``: one pass for both."""
 
@@ -892,9 +902,12 @@ class DiceCELoss(Explained, _Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         _check_pair(input, target)
         input, target = bare(input), bare(target)
+        if not _known(self.dice, "DiceLoss"):
+            entropy = self.ce(input, target) if input.shape[1] != 1 else self.bce(input, target)
+            return self.lambda_dice * self.dice(input, target) + self.lambda_ce * entropy
         dice = _absolute(_read(self.dice, input, target), self.dice.soft_label)
-        entropy = (_ce_part if input.shape[1] != 1 else _bce_part)(self, input, target)
-        return total((self.lambda_dice, dice, _dice_term(self.dice, dice)), (self.lambda_ce, *entropy))
+        part = (_ce_part if input.shape[1] != 1 else _bce_part)(self, input, target)
+        return total((self.lambda_dice, dice, _dice_term(self.dice, dice)), (self.lambda_ce, *part))
 
 
 def _ce_part(self: Any, input: Tensor, target: Tensor) -> tuple[Call, Term]:
@@ -920,6 +933,7 @@ def _bce_part(self: Any, input: Tensor, target: Tensor) -> tuple[Call, Term]:
 def _region_and_focal(
     self: Any,
     region: Any,
+    name: str,
     term: Callable[[Any, _Read], Term],
     alone: Callable[[Any, _Read], Tensor],
     factor: float,
@@ -933,6 +947,11 @@ def _region_and_focal(
     if index and input.shape[1] == 1:
         _ignored("to_onehot_y=True")
         index = False
+    if not (_known(self.focal, "FocalLoss") and _known(region, name)):
+        if index:
+            target = one_hot(target.squeeze(1).long(), input.shape[1]).to(input.dtype)
+        found: Tensor = factor * region(input, target) + self.lambda_focal * self.focal(input, target)
+        return found
     first = _absolute(_read(region, input, target, to_onehot_y=index), region.soft_label)
     second = _focal_read(self.focal, input, target, to_onehot_y=index)
     parts = _focal_parts(self.focal, second, _focal_settings(self.focal, second))
@@ -988,7 +1007,7 @@ class DiceFocalLoss(Explained, _Loss):
         self.to_onehot_y = to_onehot_y
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return _region_and_focal(self, self.dice, _dice_term, _dice_loss, self.lambda_dice, input, target)
+        return _region_and_focal(self, self.dice, "DiceLoss", _dice_term, _dice_loss, self.lambda_dice, input, target)
 
 
 class GeneralizedDiceFocalLoss(Explained, _Loss):
@@ -1036,9 +1055,15 @@ class GeneralizedDiceFocalLoss(Explained, _Loss):
         self.lambda_focal = lambda_focal
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        region = self.generalized_dice
         return _region_and_focal(
-            self, region, _generalized_dice_term, _generalized_dice_loss, self.lambda_gdl, input, target
+            self,
+            self.generalized_dice,
+            "GeneralizedDiceLoss",
+            _generalized_dice_term,
+            _generalized_dice_loss,
+            self.lambda_gdl,
+            input,
+            target,
         )
 
 
@@ -1171,8 +1196,14 @@ class BoundaryLoss(_Segmentation):
         def by_torch(p: Tensor, y: Tensor) -> Tensor:
             inside = y.detach() > 0.5
             d = distance_transform_edt(inside, mode="signed", spatial_dims=p.ndim - 2)
-            empty_or_full = (inside == inside[:, :, :1, ...].flatten(2)[:, :, :1].reshape(
-                *inside.shape[:2], *[1] * (inside.ndim - 2))).flatten(2).all(2)
+            empty_or_full = (
+                (
+                    inside
+                    == inside[:, :, :1, ...].flatten(2)[:, :, :1].reshape(*inside.shape[:2], *[1] * (inside.ndim - 2))
+                )
+                .flatten(2)
+                .all(2)
+            )
             d = torch.where(inside, d + 1, d)
             d = torch.where(empty_or_full.reshape(*inside.shape[:2], *[1] * (inside.ndim - 2)), 0, d)
             return (p * d).flatten(2).mean(2)
@@ -1587,7 +1618,7 @@ class SSIMLoss(Explained, _Loss):
 def _ssim_loss(self: Any, input: Tensor, target: Tensor) -> Tensor:
     """1 - SSIM of every sample, ``(N, 1)``."""
     uniform = str(getattr(self.kernel_type, "value", self.kernel_type)) == "uniform"
-    window = {
+    window: dict[str, Any] = {
         "window": tuple(self.kernel_size),
         "sigma": tuple(float(v) for v in self.kernel_sigma),
         "kernel": "box" if uniform else "gaussian",
@@ -1601,7 +1632,7 @@ def _ssim_loss(self: Any, input: Tensor, target: Tensor) -> Tensor:
             return per_channel.mean(1, keepdim=True)
     record("local_moments of two images")
     m = local_moments(input, target, **window)
-    assert m.mean_b is not None and m.var_b is not None
+    assert m.mean_b is not None and m.var_b is not None and m.cov is not None
     c1, c2 = ((k * self._data_range) ** 2 for k in (self.k1, self.k2))
     similarity = ((2 * m.mean_a * m.mean_b + c1) / (m.mean_a**2 + m.mean_b**2 + c1)) * (
         (2 * m.cov + c2) / (m.var_a + m.var_b + c2)
@@ -1710,7 +1741,7 @@ class DeepSupervisionLoss(Explained, _Loss):
         loss: Tensor = self.loss(input, target)
         return loss
 
-    def forward(self, input: None | Tensor | list[Tensor], target: Tensor) -> Tensor:
+    def forward(self, input: Tensor | list[Tensor] | None, target: Tensor) -> Tensor:
         if isinstance(input, list | tuple):
             weights = self.get_weights(levels=len(input))
             value = torch.tensor(0.0, device=target.device)
@@ -1726,9 +1757,7 @@ class DeepSupervisionLoss(Explained, _Loss):
 class MaskedLoss(Explained, _Loss):
     """``monai.losses.MaskedLoss``: prediction and target times a mask, before the loss."""
 
-    def __init__(
-        self, loss: Callable[[Tensor, Tensor], Tensor] | _Loss, *loss_args: Any, **loss_kwargs: Any
-    ) -> None:
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor] | _Loss, *loss_args: Any, **loss_kwargs: Any) -> None:
         super().__init__()
         self.loss: Any = loss(*loss_args, **loss_kwargs) if inspect.isclass(loss) else loss
         if not callable(self.loss):
@@ -1737,9 +1766,9 @@ class MaskedLoss(Explained, _Loss):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
             warn("No mask value specified for the MaskedLoss.")
-            return self.loss(input, target)  # type: ignore[no-any-return]
+            return self.loss(input, target)
         _check_mask(input, target, mask)
-        return self.loss(input * mask, target * mask)  # type: ignore[no-any-return]
+        return self.loss(input * mask, target * mask)
 
 
 def _smoothing_gaussian(sigma: float) -> Tensor:

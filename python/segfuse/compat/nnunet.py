@@ -331,8 +331,8 @@ def _dice_and_entropy(self: Any, net_output: Tensor, target: Tensor) -> Tensor:
         reading = Reading("multiclass", ignore_index=self.ignore_label if masked else NEVER)
         call = Call(input, target, reading)
         term = Term(_entropy, weight=numbers(ce.weight), smoothing=float(ce.label_smoothing))
-        dice = _dice_term(dc, call, getattr(dc, "clip_tp", None))
-        return total((self.weight_ce, call, term), (self.weight_dice, call, dice))
+        overlap = _dice_term(dc, call, getattr(dc, "clip_tp", None))
+        return total((self.weight_ce, call, term), (self.weight_dice, call, overlap))
     labels, mask = _masked(self, target)
     dice = self.dc(input, labels, loss_mask=mask) if self.weight_dice != 0 else 0
     entropy = self.ce(input, target[:, 0]) if self.weight_ce != 0 and (mask is None or bool(mask.any())) else 0
@@ -426,7 +426,7 @@ class DC_and_topk_loss(Explained, nn.Module):
         labels, mask = _masked(self, target)
         dice = self.dc(net_output, labels, loss_mask=mask) if self.weight_dice != 0 else 0
         entropy = self.ce(net_output, target) if self.weight_ce != 0 and (mask is None or bool(mask.any())) else 0
-        value: Tensor = self.weight_ce * entropy + self.weight_dice * dice
+        value: Any = self.weight_ce * entropy + self.weight_dice * dice
         return value
 
 
@@ -448,4 +448,4 @@ class DeepSupervisionWrapper(nn.Module):
         for weight, inputs in zip(weights, zip(*args)):
             if weight != 0:
                 value = value + weight * self.loss(*inputs)
-        return value  # type: ignore[no-any-return]
+        return value

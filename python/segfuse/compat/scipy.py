@@ -30,7 +30,7 @@ def distance_transform_edt(
     write_distances, write_indices = distances is not None, indices is not None
     if not (return_distances or return_indices or write_distances or write_indices):
         raise RuntimeError("at least one of return_distances/return_indices must be True")
-    if write_distances and not return_distances or write_indices and not return_indices:
+    if (write_distances and not return_distances) or (write_indices and not return_indices):
         raise RuntimeError("return_distances/return_indices must be True when an array for them is given")
     x = as_tensor(input)
     mask = x != 0

@@ -198,8 +198,7 @@ class DiceLoss(_Region):
         super().__init__(mode, classes, log_loss, from_logits, smooth, ignore_index, eps, class_weights)
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        cls = type(self)
-        if cls.compute_score is not DiceLoss.compute_score or cls.aggregate_loss is not DiceLoss.aggregate_loss:
+        if _has_hooks(self, "DiceLoss"):
             return _by_hooks(self, y_pred, y_true)
         return _region(self, y_pred, y_true, (0.5, 0.5))
 
@@ -212,6 +211,16 @@ class DiceLoss(_Region):
     ) -> Tensor:
         """Scores of probabilities ``(N, C, pixels)``; a subclass may have its own."""
         return soft_dice_score(output, target, smooth, eps, dims)
+
+
+def _has_hooks(self: Any, name: str) -> bool:
+    """Whether the score or the mean comes from another class than the one of that name, here or in SMP."""
+    for hook in ("compute_score", "aggregate_loss"):
+        owner = next((cls for cls in type(self).__mro__ if hook in vars(cls)), None)
+        known = owner is not None and owner.__module__.startswith(("segfuse.compat.", "segmentation_models_pytorch."))
+        if owner is not None and (owner.__name__ != name or not known):
+            return True
+    return False
 
 
 def _aggregate(self: Any, loss: Tensor) -> Tensor:
@@ -277,10 +286,9 @@ class TverskyLoss(DiceLoss):
         self.gamma = gamma
 
     def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:
-        cls = type(self)
-        if cls.compute_score is not TverskyLoss.compute_score or cls.aggregate_loss is not TverskyLoss.aggregate_loss:
+        if _has_hooks(self, "TverskyLoss"):
             return _by_hooks(self, y_pred, y_true)
-        return _tversky(self, y_pred, y_true)
+        return _region(self, y_pred, y_true, (self.alpha, self.beta), self.gamma)
 
     def aggregate_loss(self, loss: Tensor) -> Tensor:
         return _aggregate(self, loss) ** self.gamma
@@ -289,10 +297,6 @@ class TverskyLoss(DiceLoss):
         self, output: Tensor, target: Tensor, smooth: float = 0.0, eps: float = 1e-7, dims: Any = None
     ) -> Tensor:
         return soft_tversky_score(output, target, self.alpha, self.beta, smooth, eps, dims)
-
-
-def _tversky(self: Any, y_pred: Tensor, y_true: Tensor) -> Tensor:
-    return _region(self, y_pred, y_true, (self.alpha, self.beta), self.gamma)
 
 
 # ------------------------------------------------------------------------------------------- focal
@@ -335,8 +339,9 @@ class FocalLoss(Explained, _Loss):
         self.ignore_index = ignore_index
         self.reduction = reduction  # type: ignore[assignment]
         self.eps = eps
-        self.focal_loss_fn = partial(
-            focal_loss_with_logits,
+        function: Any = focal_loss_with_logits
+        self.focal_loss_fn: partial[Tensor] = partial(
+            function,
             alpha=alpha,
             gamma=gamma,
             reduced_threshold=reduced_threshold,
@@ -376,7 +381,6 @@ def _focal_by_torch(self: Any, call: Call, options: dict[str, Any]) -> Tensor:
     """Soft targets, normalised and reduced focal losses, and values of every element."""
     record("a soft target, or an option of the focal loss that is not a sum")
     z, y = call.input, call.target
-    options = {name: v for name, v in options.items()}
     kept = None if self.ignore_index is None else y != self.ignore_index
     if self.mode == BINARY_MODE:
         pairs = [(z.flatten(), y.flatten(), None if kept is None else kept.flatten())]
@@ -384,9 +388,7 @@ def _focal_by_torch(self: Any, call: Call, options: dict[str, Any]) -> Tensor:
         pairs = [(z[:, c], (y == c), kept) for c in range(z.shape[1])]
     else:
         pairs = [(z[:, c], y[:, c], None if kept is None else kept[:, c]) for c in range(z.shape[1])]
-    losses = [
-        focal_loss_with_logits(*((a, b) if k is None else (a[k], b[k])), **options) for a, b, k in pairs
-    ]
+    losses = [focal_loss_with_logits(*((a, b) if k is None else (a[k], b[k])), **options) for a, b, k in pairs]
     if self.mode == BINARY_MODE:
         return losses[0]
     stacked = torch.stack(losses)
@@ -477,9 +479,7 @@ class SoftBCEWithLogitsLoss(Explained, nn.Module):
         y = y_true.to(y_pred.dtype)
         if self.smooth_factor is not None:
             y = (1 - y) * self.smooth_factor + y * (1 - self.smooth_factor)
-        loss = F.binary_cross_entropy_with_logits(
-            y_pred, y, self.weight, pos_weight=self.pos_weight, reduction="none"
-        )
+        loss = F.binary_cross_entropy_with_logits(y_pred, y, self.weight, pos_weight=self.pos_weight, reduction="none")
         if self.ignore_index is not None:
             loss = loss * (y_true != self.ignore_index)
         return loss.mean() if self.reduction == "mean" else loss.sum() if self.reduction == "sum" else loss
@@ -581,9 +581,7 @@ def soft_jaccard_score(
     return soft_tversky_score(output, target, 1.0, 1.0, smooth, eps, dims)
 
 
-def soft_dice_score(
-    output: Tensor, target: Tensor, smooth: float = 0.0, eps: float = 1e-7, dims: Any = None
-) -> Tensor:
+def soft_dice_score(output: Tensor, target: Tensor, smooth: float = 0.0, eps: float = 1e-7, dims: Any = None) -> Tensor:
     """``_functional.soft_dice_score``."""
     return soft_tversky_score(output, target, 0.5, 0.5, smooth, eps, dims)
 
@@ -658,5 +656,3 @@ def label_smoothed_nll_loss(
     loss = loss - epsilon / lprobs.size(dim) * lprobs.sum(dim, keepdim=True)
     loss = loss.squeeze(dim) if kept is None else torch.where(kept, loss, 0)
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
-
-

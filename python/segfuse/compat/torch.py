@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,13 +13,15 @@ from ._adapter import (
     Term,
     bare,
     binary_cross_entropy,
-    cross_entropy as _entropy,
+    by_torch_because,
     floating,
     numbers,
     pixel_map,
     record,
     total,
-    by_torch_because,
+)
+from ._adapter import (
+    cross_entropy as _entropy,
 )
 
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "binary_cross_entropy_with_logits", "cross_entropy"]
@@ -72,9 +73,7 @@ def cross_entropy(
     reduction = _reduction(size_average, reduce, reduction)
     input, target = bare(input), bare(target)
     if input.ndim == 1:  # one sample
-        one = cross_entropy(
-            input[None], target[None], weight, None, ignore_index, None, reduction, label_smoothing
-        )
+        one = cross_entropy(input[None], target[None], weight, None, ignore_index, None, reduction, label_smoothing)
         return one[0] if reduction == "none" else one
     dense = target.shape == input.shape
     if not dense and target.shape != (len(input), *input.shape[2:]):
@@ -142,5 +141,3 @@ def elements(input: Tensor, target: Tensor, per_channel: Tensor | None = None) -
     if input.is_contiguous() or input.ndim < 2:
         return Call(input.reshape(1, 1, -1), target.reshape(1, 1, -1), Reading("binary"))
     return Call(input.unsqueeze(1), target.unsqueeze(1), Reading("binary"))
-
-

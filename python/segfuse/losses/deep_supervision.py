@@ -38,8 +38,10 @@ class DeepSupervisionLoss(CompoundLoss):
         stacked: bool = False,
     ) -> None:
         super().__init__({"criterion": DiceCELoss() if criterion is None else criterion})
-        self.weights = one_of("weights", weights, ("half", "equal")) if isinstance(weights, str) else tuple(weights)
-        number("weights", self.weights if isinstance(self.weights, tuple) else 1.0)
+        self.weights_by_output: tuple[float, ...] | str = (
+            one_of("weights", weights, ("half", "equal")) if isinstance(weights, str) else tuple(weights)
+        )
+        number("weights", 1.0 if isinstance(self.weights_by_output, str) else self.weights_by_output)
         self.resize = one_of("resize", resize, ("nearest-exact", "nearest"))
         self.stacked = bool(stacked)
 
@@ -49,9 +51,9 @@ class DeepSupervisionLoss(CompoundLoss):
 
     def weight(self, index: int) -> float:
         """Of one output."""
-        if isinstance(self.weights, tuple):
-            return float(self.weights[index])
-        return 0.5**index if self.weights == "half" else 1.0
+        if isinstance(self.weights_by_output, tuple):
+            return float(self.weights_by_output[index])
+        return 0.5**index if self.weights_by_output == "half" else 1.0
 
     def forward(
         self,
@@ -79,17 +81,17 @@ class DeepSupervisionLoss(CompoundLoss):
                 raise ValueError(
                     f"there is one output and {len(target)} targets. Try: loss(input, target[0]), or a list of outputs"
                 )
-            return super().forward(input, target, **options, return_terms=return_terms)  # type: ignore[arg-type]
+            return super().forward(input, target, **options, return_terms=return_terms)
         targets = [target] * len(input) if isinstance(target, Tensor) else target
         if not input or len(targets) != len(input):
             raise ValueError(
                 f"there must be one target, or one for each output; got {len(input)} outputs and {len(targets)} "
                 "targets. Try: one target, which is resized to the outputs"
             )
-        if isinstance(self.weights, tuple) and len(self.weights) != len(input):
+        if isinstance(self.weights_by_output, tuple) and len(self.weights_by_output) != len(input):
             raise ValueError(
-                f"there must be one weight for each output; got {len(self.weights)} weights and {len(input)} outputs. "
-                f"Try: weights={[1.0] * len(input)} or weights='half'"
+                f"there must be one weight for each output; got {len(self.weights_by_output)} weights and {len(input)} "
+                f"outputs. Try: weights={[1.0] * len(input)} or weights='half'"
             )
         total: Any = 0.0
         values: dict[str, Tensor] = {}
@@ -99,13 +101,13 @@ class DeepSupervisionLoss(CompoundLoss):
                 total = total + x.flatten()[:0].sum().float()  # 0, and the output stays in the graph
                 continue
             resized = {name: _fit(t, x, self.resize) for name, t in options.items()}
-            value = super().forward(x, _fit(y, x, self.resize), **resized)  # type: ignore[arg-type]
+            value = super().forward(x, _fit(y, x, self.resize), **resized)
             total = total + w * value
             values[f"output_{i}"] = value.detach()
         return (total, values) if return_terms else total
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights!r}, resize={self.resize!r}, stacked={self.stacked}"
+        return f"weights={self.weights_by_output!r}, resize={self.resize!r}, stacked={self.stacked}"
 
 
 def _fit(x: Any, output: Tensor, resize: str) -> Any:
