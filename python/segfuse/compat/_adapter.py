@@ -412,6 +412,8 @@ _record: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("segf
 
 def record(what: Loss | str, call: Call | None = None) -> None:
     """Notes which path a call took, if somebody asks."""
+    if torch.compiler.is_compiling():
+        return
     notes = _record.get()
     if notes is None:
         return

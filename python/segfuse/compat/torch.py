@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,9 +88,8 @@ def cross_entropy(
             f"weight tensor should be defined either for all {input.shape[1]} classes or no classes but got "
             f"weight tensor of shape: {list(weight.shape)}"
         )
-    learned = weight is not None and weight.requires_grad
-    if input.shape[1] == 1 or learned or (reduction == "none" and by_torch_because(input, target)):
-        record("one class, or learned weights")
+    if input.shape[1] == 1 or (reduction == "none" and by_torch_because(input, target)):
+        record("one class")
         target = target if dense else target.long()
         return F.cross_entropy(input, target, weight, None, ignore_index, None, reduction, label_smoothing)
     reading = Reading("multiclass", ignore_index=NEVER if dense else ignore_index)
@@ -112,15 +113,17 @@ def binary_cross_entropy_with_logits(
     if target.shape != input.shape:
         raise ValueError(f"Target size ({target.shape}) must be the same as input size ({input.shape})")
     channels = pos_weight is None or _per_channel(pos_weight, input)
-    if weight is not None or not channels or by_torch_because(input, target):
-        record("weights of elements")
-        target = target if target.dtype.is_floating_point else target.to(input.dtype)
-        return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
-    call, shape = elements(input, target, pos_weight), input.shape
-    values = numbers(pos_weight)
-    values = values[0] if isinstance(values, tuple) and len(values) == 1 else values
-    term = Term(binary_cross_entropy, pos_weight=values, reduction=reduction)
-    return pixel_map(call, term).reshape(shape) if reduction == "none" else total((1.0, call, term))
+    if weight is None and channels and not by_torch_because(input, target):
+        call, values = elements(input, target, pos_weight), numbers(pos_weight)
+        values = values[0] if isinstance(values, tuple) and len(values) == 1 else values
+        term = Term(binary_cross_entropy, pos_weight=values, reduction=reduction)
+        if reduction != "none":
+            return total((1.0, call, term))
+        with suppress(ValueError):  # a target beyond 0 to 1
+            return pixel_map(call, term).reshape(input.shape)
+    record("weights of elements, or a target beyond 0 to 1")
+    target = target if target.dtype.is_floating_point else target.to(input.dtype)
+    return F.binary_cross_entropy_with_logits(input, target, weight, None, None, reduction, pos_weight)
 
 
 def _per_channel(weight: Tensor, input: Tensor) -> bool:
