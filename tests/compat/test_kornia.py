@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-
 from against import Data, agree, both_raise, outcome, peer, same_signature
+
 from segfuse.compat import kornia as ours
 
 theirs = peer("kornia", "losses")
@@ -111,7 +111,11 @@ def test_hausdorff(reduction, k):
     compare("HausdorffERLoss", {"reduction": reduction, "k": k, "alpha": 1.5}, p, y, tol=1e-5)
     compare("HausdorffERLoss", {"reduction": reduction, "k": k}, p[:, :1], torch.zeros_like(y), tol=1e-5)
     compare(
-        "HausdorffERLoss3D", {"reduction": reduction, "k": k}, p.reshape(2, 3, 9, 5, 2), y.reshape(2, 1, 9, 5, 2), tol=1e-5
+        "HausdorffERLoss3D",
+        {"reduction": reduction, "k": k},
+        p.reshape(2, 3, 9, 5, 2),
+        y.reshape(2, 1, 9, 5, 2),
+        tol=1e-5,
     )
 
 
@@ -183,7 +187,11 @@ def test_state():
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
 def test_other_label_types(dtype):
     """kornia wants int64."""
-    for name, options in (("dice_loss", {}), ("focal_loss", {"alpha": 0.3}), ("tversky_loss", {"alpha": 0.2, "beta": 0.8})):
+    for name, options in (
+        ("dice_loss", {}),
+        ("focal_loss", {"alpha": 0.3}),
+        ("tversky_loss", {"alpha": 0.2, "beta": 0.8}),
+    ):
         expected = outcome(lambda x, y, n=name, o=options: getattr(theirs, n)(x, y, **o), D.x, D.labels)
         found = outcome(lambda x, y, n=name, o=options: getattr(ours, n)(x, y, **o), D.x, D.labels.to(dtype))
         torch.testing.assert_close(found[0], expected[0])

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-
 from against import Data, agree, both_raise, outcome, peer, same_signature
+
 from segfuse.compat import nnunet as ours
 
 dice = peer("nnunetv2", "training.loss.dice")

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-
 from against import Data, agree, both_raise, same_signature
+
 from segfuse.compat import torch as ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -86,4 +86,3 @@ def test_errors():
     )
     with pytest.raises(ValueError, match="shape|size|must be"):
         ours.binary_cross_entropy_with_logits(D.x, D.soft[:1])
-

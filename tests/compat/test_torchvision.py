@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-
 from against import Data, agree, both_raise, peer, same_signature
+
 from segfuse.compat import torchvision as ours
 
 theirs = peer("torchvision", "ops.focal_loss")

@@ -73,8 +73,10 @@ def test_maps_and_ignored_pixels_are_resized():
     expected = sum(
         0.5**i
         * sf.CrossEntropyLoss()(
-            z, *(nearest(t, z.shape[2:], False) for t in (y,)),
-            weight_map=nearest(weight, z.shape[2:], False), mask=nearest(mask, z.shape[2:], False),
+            z,
+            *(nearest(t, z.shape[2:], False) for t in (y,)),
+            weight_map=nearest(weight, z.shape[2:], False),
+            mask=nearest(mask, z.shape[2:], False),
         )
         for i, z in enumerate(x)
     )
