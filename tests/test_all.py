@@ -511,7 +511,9 @@ def test_a_changed_setting_takes_effect(variant):
     [("reduction", "sum"), ("ignore_index", 1), ("class_weight", [0.5, 1.0, 2.0]), ("include_background", False)],
 )
 def test_a_changed_common_setting_takes_effect(variant, name, value):
-    if variant.name in ("CompoundLoss", "DeepSupervisionLoss") or ("class_weight" in variant.settings and name == "class_weight"):
+    if variant.name in ("CompoundLoss", "DeepSupervisionLoss"):
+        return
+    if "class_weight" in variant.settings and name == "class_weight":
         return
     mode = variant.modes[-1]
     x, y = problem(mode)
