@@ -771,7 +771,7 @@ class TverskyLoss(_Segmentation):
             drop=call.drop,
             batch=_extent(self, call.input),
             l1=self.soft_label,
-            prices=(self.alpha, self.beta),
+            prices=(float(self.alpha), float(self.beta)),
             smooth=(self.smooth_nr, self.smooth_dr),
             reduction=_reduction(self.reduction),
         )
@@ -1196,16 +1196,9 @@ class BoundaryLoss(_Segmentation):
         def by_torch(p: Tensor, y: Tensor) -> Tensor:
             inside = y.detach() > 0.5
             d = distance_transform_edt(inside, mode="signed", spatial_dims=p.ndim - 2)
-            empty_or_full = (
-                (
-                    inside
-                    == inside[:, :, :1, ...].flatten(2)[:, :, :1].reshape(*inside.shape[:2], *[1] * (inside.ndim - 2))
-                )
-                .flatten(2)
-                .all(2)
-            )
-            d = torch.where(inside, d + 1, d)
-            d = torch.where(empty_or_full.reshape(*inside.shape[:2], *[1] * (inside.ndim - 2)), 0, d)
+            flat = inside.flatten(2)
+            boundary = (flat.any(2) & ~flat.all(2)).reshape(*inside.shape[:2], *[1] * (inside.ndim - 2))
+            d = torch.where(boundary, torch.where(inside, d + 1, d), 0)
             return (p * d).flatten(2).mean(2)
 
         f = _by_distance(_SignedDistance, call, by_torch)
@@ -1284,9 +1277,9 @@ def _focal_tversky_loss(self: Any, y_pred: Tensor, y_true: Tensor, mask: Tensor 
     return value(
         Call(_clamped(self, y_pred), y_true, Reading("multilabel", from_logits=False), mask),
         _asymmetric_tversky,
-        delta=self.delta,
-        gamma=self.gamma,
-        epsilon=self.epsilon,
+        delta=float(self.delta),
+        gamma=float(self.gamma),
+        epsilon=float(self.epsilon),
         reduction=_reduction(self.reduction),
     )
 
@@ -1324,7 +1317,7 @@ def _asymmetric_focal_loss(self: Any, y_pred: Tensor, y_true: Tensor, mask: Tens
     _same_shape(y_pred, y_true)
     call = Call(_clamped(self, y_pred), y_true, Reading("multilabel", from_logits=False), mask)
     reduction = _reduction(self.reduction)
-    term = Term(_asymmetric_focal, delta=self.delta, gamma=float(self.gamma), reduction=reduction)
+    term = Term(_asymmetric_focal, delta=float(self.delta), gamma=float(self.gamma), reduction=reduction)
     if reduction != "none":
         return total((1.0, call, term))
     record("a map of two classes")
