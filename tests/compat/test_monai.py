@@ -361,7 +361,8 @@ def test_half_logits_do_not_overflow():
 
 
 def test_a_list_of_weights():
-    """MONAI fails with TypeError there."""
+    with pytest.raises(TypeError):
+        theirs.DiceCELoss(softmax=True, to_onehot_y=True, weight=[0.5, 2.0, 1.0])
     loss = ours.DiceCELoss(softmax=True, to_onehot_y=True, weight=[0.5, 2.0, 1.0])
     tensor = ours.DiceCELoss(softmax=True, to_onehot_y=True, weight=torch.tensor([0.5, 2.0, 1.0]))
     torch.testing.assert_close(loss(D.x, D.labels[:, None]), tensor(D.x, D.labels[:, None]))
@@ -390,7 +391,8 @@ def test_gradient_of_the_target():
 
 def test_values_that_are_no_shares():
     """A target beyond 0 to 1 is a number like any other to MONAI."""
-    for y in (2.5 * D.soft - 1, 255 * D.multi):
+    for y in (2.5 * D.soft - 1, 255 * D.multi, 255 * D.multi.long()):
+        compare("FocalLoss", {}, D.x, y, tol=1e-5)
         compare("DiceLoss", {"sigmoid": True}, D.x, y)
         compare("TverskyLoss", {"sigmoid": True, "alpha": 0.2}, D.x, y)
 

@@ -213,6 +213,8 @@ def test_class_numbers_of_every_type(dtype):
 
 def test_everything_ignored():
     y = torch.full_like(D.labels, 255)
+    assert theirs.FocalLoss("multiclass", ignore_index=255)(D.x, y).isnan()
+    assert theirs.LovaszLoss("multiclass", ignore_index=255)(D.x, y).shape == (0, 3)
     for name in ("FocalLoss", "LovaszLoss", "DiceLoss"):
         value, grad = outcome(getattr(ours, name)("multiclass", ignore_index=255), D.x, y)
         assert value.shape == () and value == 0 and not grad.any()
@@ -228,7 +230,8 @@ def test_lovasz_of_doubles_and_halves():
 
 
 def test_without_smoothing():
-    """SMP's default ``smooth_factor=None`` fails."""
+    with pytest.raises(TypeError):  # SMP's default
+        theirs.SoftCrossEntropyLoss()(D.x, D.labels)
     torch.testing.assert_close(ours.SoftCrossEntropyLoss()(D.x, D.labels), F.cross_entropy(D.x, D.labels))
 
 
@@ -239,6 +242,7 @@ def test_halves_do_not_overflow():
     for name in ("DiceLoss", "JaccardLoss"):
         found = getattr(ours, name)("binary")(x, y)
         torch.testing.assert_close(found, getattr(theirs, name)("binary")(x.float(), y), rtol=1e-3, atol=1e-4)
+        assert getattr(theirs, name)("binary")(x, y).isnan()
     p = x.sigmoid()
     torch.testing.assert_close(ours.MCCLoss()(p, y), theirs.MCCLoss()(p.double(), y).float(), rtol=1e-3, atol=1e-4)
 

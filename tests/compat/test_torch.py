@@ -84,5 +84,5 @@ def test_errors():
     both_raise(
         lambda: F.cross_entropy(D.x, D.labels, WEIGHT[:2]), lambda: ours.cross_entropy(D.x, D.labels, WEIGHT[:2])
     )
-    with pytest.raises(ValueError, match="must be the same"):
+    with pytest.raises(ValueError, match=r"must be the same"):
         ours.binary_cross_entropy_with_logits(D.x, D.soft[:1])

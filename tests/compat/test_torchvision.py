@@ -45,6 +45,7 @@ def test_errors():
 
 
 def test_alpha_none():
-    """torchvision fails with TypeError; here it is -1."""
+    with pytest.raises(TypeError):
+        theirs.sigmoid_focal_loss(D.x, D.hot, alpha=None)
     found = ours.sigmoid_focal_loss(D.x, D.hot, alpha=None)
     torch.testing.assert_close(found, theirs.sigmoid_focal_loss(D.x, D.hot, alpha=-1))

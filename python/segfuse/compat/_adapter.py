@@ -209,9 +209,9 @@ def by_torch_because(input: Tensor, target: Tensor) -> str | None:
 
 def _by_torch(call: Call, terms: tuple[tuple[float, Term], ...], error: ValueError | None) -> Tensor:
     sums = Sums(call, error)
-    y = call.target
-    if any(term.hard_alone for _, term in terms) and y.dtype.is_floating_point and y.shape == call.input.shape:
-        raise SoftTarget
+    if call.target.shape == call.input.shape and any(term.hard_alone for _, term in terms):
+        if error is not None or call.target.dtype.is_floating_point:
+            raise SoftTarget
     result = add_up(terms, sums.stats)
     if error is not None:
         record(str(error), call)
