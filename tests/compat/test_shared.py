@@ -105,5 +105,5 @@ def test_labels_without_a_class(row):
         return
     loss, x, y = build(row)
     y[0, ..., 2, 3] = 7
-    with pytest.raises(ValueError, match="7|0 to 2"):
+    with pytest.raises(ValueError, match=r"7|0 to 2"):
         loss(x, y)

@@ -209,9 +209,9 @@ def by_torch_because(input: Tensor, target: Tensor) -> str | None:
 
 def _by_torch(call: Call, terms: tuple[tuple[float, Term], ...], error: ValueError | None) -> Tensor:
     sums = Sums(call, error)
-    if call.target.shape == call.input.shape and any(term.hard_alone for _, term in terms):
-        if error is not None or call.target.dtype.is_floating_point:
-            raise SoftTarget
+    may_be_soft = call.target.shape == call.input.shape and (error or call.target.dtype.is_floating_point)
+    if may_be_soft and any(term.hard_alone for _, term in terms):
+        raise SoftTarget
     result = add_up(terms, sums.stats)
     if error is not None:
         record(str(error), call)
