@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import torch
@@ -99,8 +98,10 @@ class Fused(Loss):
         return found
 
     def map(self, call: Call) -> Tensor:
+        """The loss of every pixel; raises as :meth:`sum` does."""
         y = call.target
-        if self.hard_alone and y.dtype.is_floating_point and y.shape == call.input.shape and bool((y * (1 - y)).any()):
+        dense = y.shape == call.input.shape and y.dtype.is_floating_point
+        if self.hard_alone and dense and bool(((y > 0) & (y < 1)).any()):
             raise SoftTarget
         return loss_map(*self.prepare(call.input, call.target, None, call.mask))
 
@@ -399,10 +400,6 @@ def numbers(x: Any) -> Any:
 
 def warn(text: str) -> None:
     warnings.warn(text, stacklevel=4)
-
-
-def elements(x: Tensor) -> int:
-    return prod(x.shape[2:])
 
 
 # ------------------------------------------------------------------------------------------- what ran
