@@ -11,7 +11,7 @@ CPP     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 PEERS   :=
 PEERS_VENV := .venv-peers
 # What the peers' losses need, and no more: their packages ask for far larger ones.
-PEERS_NEED := numpy scipy edt kornia_rs tqdm pytest hypothesis "pybind11>=2.12" scikit-build-core cmake ninja
+PEERS_NEED := numpy scipy pillow edt kornia_rs tqdm pytest hypothesis "pybind11>=2.12" scikit-build-core cmake ninja
 # What the list `requires` of pyproject.toml leaves to the build front end.
 ADD_requires := cmake ninja
 
