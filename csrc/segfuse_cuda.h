@@ -21,9 +21,6 @@ cudaError_t pixel_stats_map(const PixelStats& op, cudaStream_t stream);
 int64_t top_k_workspace(const TopK& op);
 cudaError_t top_k_forward(const TopK& op, double* sum, double* count, void* workspace, cudaStream_t stream);
 
-// The instructions [length, 6], whose last word says where an array lies, and the constants are on the device, as are
-// the other pointers.
-
 // op.slope holds op.classes from op.first = 0 on: all of them, or room for some of them at a time. op.wanted lies on
 // the host. Where a target is out of range the loss, and with slopes the gradient, of its problem is NaN.
 int64_t lovasz_extension_workspace(const LovaszExtension& op);
@@ -31,7 +28,8 @@ cudaError_t lovasz_extension_forward(const LovaszExtension& op, double* value, d
                                      cudaStream_t stream);
 cudaError_t lovasz_extension_backward(const LovaszExtension& op, const double* coefficient, cudaStream_t stream);
 
-// The instructions and constants of the formula lie on the device, as do its other pointers.
+// The instructions [length, 6], whose last word says where an array lies, and the constants are on the device, as are
+// the other pointers.
 struct FormulaCall {
   Formula formula;
   int64_t N, C, S;

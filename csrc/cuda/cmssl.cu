@@ -1,6 +1,8 @@
 // CMSSL on a GPU: r(a) = (a - mean + c4) / (std + c4), e = |r(y) - r(p)|, and the cross-entropy where e exceeds a share
 // of the largest e.
 //
+// Floor:  forward twice the logit and the label of a pixel, 10 B for float32 and uint8, as the threshold must be known;
+//         backward once, and the gradient, 9 B.
 // Memory: forward reads logits and target and writes e; a second look reads all three. A gradient reads logits and
 //         target and is written once. Between, the images p and y and four maps of the centres stay in the second-level
 //         cache where it is large enough. Softmax writes and reads the probabilities of every class, and their

@@ -1,5 +1,8 @@
 // local_moments on a GPU: see windows.cuh for the march.
 //
+// Floor:  forward 4 B of each image and 4 B of each result for a pixel (8 for float64); backward 4 B of each image,
+// each
+//         gradient given and the one made.
 // Memory: forward reads the images and writes two or five values of a window. Backward reads the images and the
 //         gradients, writes and reads two or three maps of the centres, reads the images again and writes the gradient.
 //         Images that are not dense or not in the type of computation are copied first, some groups at a time.

@@ -234,3 +234,13 @@ def test_background_of_the_hardest_pixels(backend):
         )
         close(found[0], expected[0], 1e-14)
         close(found[1], expected[1], 1e-14)
+
+
+def test_derivatives_at_logit_zero():
+    """The slope of the logistic loss is 1/2 and its curvature 1/4 there, also under create_graph=True."""
+    x = torch.zeros((1, 1, 2, 2), dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[[[0, 1], [1, 0]]]])
+    (grad,) = torch.autograd.grad(sf.CrossEntropyLoss()(x, y), x, create_graph=True)
+    torch.testing.assert_close(grad, (0.5 - y.double()) / 4)
+    (curvature,) = torch.autograd.grad(grad.sum(), x)
+    torch.testing.assert_close(curvature, torch.full_like(x, 1 / 16))

@@ -55,8 +55,8 @@ def _native(call: Call, x: Tensors) -> Native:
 
 
 def fits(call: Call, x: Tensors) -> bool:
-    """The pass has room for its classes."""
-    return _native(call, x).pass_room >= 0
+    """The pass has room for its classes. ``x`` may still lack what is measured."""
+    return _cuda.pixel_stats_workspace(layout=layout(x, call.geometry, call.formula.plan)) >= 0
 
 
 def forward(

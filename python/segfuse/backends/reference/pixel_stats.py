@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ...ops.pixel_stats import Geometry, Plan, Row, Segments, Tensors, Term
 
@@ -99,7 +100,7 @@ def pixels(x: Tensors, g: Geometry) -> Pixels:
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return -logsigmoid(-x)  # has its derivatives at 0 too, unlike max(x, 0) + log(1 + exp(-|x|))
 
 
 def _where_positive(weight: Tensor, value: Tensor) -> Tensor:
