@@ -109,6 +109,16 @@ def test_a_model_and_its_loss():
     close(found, model.weight.grad.double(), 1e-5)
 
 
+def test_a_list_of_outputs():
+    loss = sf.DeepSupervisionLoss()
+    outputs = [torch.randn(2, 3, size, size, requires_grad=True) for size in (16, 8)]
+    y = torch.randint(0, 3, (2, 16, 16))
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(outputs, y)
+    close(value, loss(outputs, y).double(), 1e-6)
+    value.backward()
+    assert all(x.grad is not None for x in outputs)
+
+
 def test_settings_changed_later_and_copies():
     loss = sf.TverskyLoss(alpha=0.3, beta=0.7)
     x, y = problem("multiclass", dtype=torch.float32)

@@ -139,7 +139,7 @@ def _compilable(forward: Any) -> Any:
 
     @functools.wraps(forward)
     def call(self: Loss, input: Tensor, target: Tensor, **given: Any) -> Any:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() or not isinstance(input, Tensor):  # a list of outputs is traced
             return forward(self, input, target, **given)
         if self.compiles:
             return evaluate_compiled(self, input, target, **given)
