@@ -77,6 +77,7 @@ def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> Ha
             raise_invalid(x, g)
     elif weight is not None:
         broken = weight < 0 if broken is None else broken | (weight < 0)
+        weight = weight.abs()  # a pixel of no weight would not be seen
     z = x.input.reshape(g.shape).contiguous()
     if z.dtype != torch.float64:
         z = z.float()
