@@ -32,14 +32,13 @@ constexpr int PIXEL_THREADS = 128;                   // of a block that does so 
 constexpr int64_t COLUMN_ROOM = 64 << 10;            // bytes of shared memory for the exponentials of a block
 constexpr int DIGIT_BITS = 8, DIGITS = THREADS;      // a thread for each digit
 constexpr int64_t LOT = 1 << 22, LOT_CLASSES = 128;  // pixels and classes that are sorted at a time
-constexpr int MOST_GROUPS = 4;                       // of threads that add up the counts of one problem
-constexpr int64_t GROUP_RUNS = 16;                   // that are worth one more
+constexpr int64_t FEW_RUNS = 16;                     // whose counts one block adds up
 #ifdef SEGFUSE_EMULATION
-constexpr int64_t BLOCKS = 40, MOST_RUNS = 40;  // so that small tensors have runs of several tiles
+constexpr int64_t BLOCKS = 24;  // so that small tensors have runs of several tiles
 #else
-constexpr int64_t BLOCKS = 1024, MOST_RUNS = 512;  // of a pass over all problems, and of one of them
+constexpr int64_t BLOCKS = 384;  // of a pass; about as many as run at once
 #endif
-static_assert(DIGITS == 1 << DIGIT_BITS, "a thread for each digit");
+static_assert(DIGITS == 1 << DIGIT_BITS && DIGITS == WARPS * WARP, "a thread for each digit");
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -100,7 +99,7 @@ struct Probabilities {
       if (c == 0 || z > top) top = z;
     }
     T sum = T(0);
-#pragma unroll 4
+#pragma unroll(sizeof(T) == sizeof(float) ? 4 : 2)
     for (int64_t c = 0; c < op.C; ++c) {
       const T e = exp_negative((column == nullptr ? widen(x[c * channel]) : column[c * PIXEL_THREADS]) - top);
       if (column != nullptr) column[c * PIXEL_THREADS] = e;
@@ -148,11 +147,19 @@ __global__ void __launch_bounds__(PIXEL_THREADS)
   }
   T* const column = columns ? reinterpret_cast<T*>(shared_memory()) + threadIdx.x : nullptr;
   const Probabilities<Storage> p(op, n, i, column, [](int64_t, T) {});
+  const int64_t last = problem.first + problem.classes;
+  if (op.index_target) {
 #pragma unroll 4
-  for (int64_t k = 0; k < problem.classes; ++k) {
-    const int64_t c = problem.first + k;
-    const T y = op.index_target ? (own == c ? T(1) : T(0)) : at<T>(op, op.target, n, c, i);
-    keys[k * op.S] = key_of(y - p(c), y);
+    for (int64_t c = problem.first; c < last; ++c, keys += op.S) {
+      const T y = own == c ? T(1) : T(0);
+      *keys = key_of(y - p(c), y);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int64_t c = problem.first; c < last; ++c, keys += op.S) {
+    const T y = at<T>(op, op.target, n, c, i);
+    *keys = key_of(y - p(c), y);
   }
 }
 
@@ -180,6 +187,7 @@ struct Lot {
   const uint32_t* broken;  // [rows, C]
 
   State* state;              // [problems]
+  uint32_t* totals;          // [problems, DIGITS]
   uint32_t* counts;          // [problems, runs, DIGITS]
   uint32_t* tile_positives;  // [problems, tiles]
   double* tile_sum;          // [problems, tiles]
@@ -203,7 +211,7 @@ struct Lot {
         tiles(ceil_div(pixels, TILE)),
         slope(static_cast<Key<T>*>(op.slope) + (first - op.first) * op.pass.S),
         broken(nullptr) {
-    runs = max_(int64_t(1), min_(min_(tiles, MOST_RUNS), BLOCKS / max_(problems, int64_t(1))));
+    runs = max_(int64_t(1), min_(tiles, BLOCKS / max_(problems, int64_t(1))));
     for (int64_t c = 0; op.wanted != nullptr && c < count; ++c)
       if (op.wanted[first + c]) wanted[c / 32] |= 1u << c % 32;
     char* free = memory;
@@ -212,6 +220,8 @@ struct Lot {
       free += ceil_div(number * static_cast<int64_t>(sizeof(*pointer)), 16) * 16;
     };
     take(state, problems);
+    take(totals, problems * DIGITS);
+    cleared = free - memory;
     take(tile_sum, problems * tiles);
     // No lot of fewer classes takes more.
     take(counts, max_(problems, min_(problems * tiles, BLOCKS)) * DIGITS);
@@ -220,7 +230,7 @@ struct Lot {
     for (auto& side : places) take(side, pairs ? problems * pixels : 0);
     bytes = free - memory;
   }
-  int64_t bytes;
+  int64_t bytes, cleared;  // cleared: how many of them, from `state` on, begin as 0
 
   bool any_wanted() const {
     for (const uint32_t bits : wanted)
@@ -280,7 +290,6 @@ struct Source {
     const Key<T> key = keys[FIRST ? lot.place_of(i) : i];
     return !FIRST || (key | 1) >= least ? key : NO_ERROR<T>;
   }
-  __device__ __forceinline__ uint32_t place(int64_t i) const { return FIRST ? lot.place_of(i) : places[i]; }
 };
 
 template <typename T>
@@ -378,42 +387,41 @@ __global__ void __launch_bounds__(THREADS) count_digits(const __grid_constant__ 
     if (is_kept(key)) atomicAdd(&counts[digit_of(key, shift)], 1u);
   }
   __syncthreads();
-  lot.counts[static_cast<int64_t>(blockIdx.x) * DIGITS + threadIdx.x] = counts[threadIdx.x];
+  const uint32_t count = counts[threadIdx.x];
+  lot.counts[static_cast<int64_t>(blockIdx.x) * DIGITS + threadIdx.x] = count;
+  if (count > 0) atomicAdd(&lot.totals[problem * DIGITS + threadIdx.x], count);
 }
 
-// Turns the counts of runs into where they write. Grid: problems. Threads: DIGITS * groups, which share the runs.
+// Turns the counts of runs into where they write. Grid: problems * parts. With one part a thread adds up the counts of
+// a digit. With WARPS parts a block has WARP digits, and its warps share the runs.
 template <typename T>
-__global__ void __launch_bounds__(DIGITS* MOST_GROUPS) scan_counts(const __grid_constant__ Lot<T> lot, bool first) {
-  const int64_t problem = blockIdx.x;
+__global__ void __launch_bounds__(THREADS) scan_counts(const __grid_constant__ Lot<T> lot, int parts, bool first) {
+  const int64_t problem = blockIdx.x / parts;
+  const int part = blockIdx.x % parts, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   State& state = lot.state[problem];
   if (first ? lot.skips(problem) : state.kept == 0) return;
-  const int digit = threadIdx.x % DIGITS, group = threadIdx.x / DIGITS, groups = blockDim.x / DIGITS;
-  uint32_t* sums = reinterpret_cast<uint32_t*>(shared_memory());  // [groups, DIGITS]
-  uint32_t* scratch = sums + blockDim.x;                          // [warps]
-  const int64_t length = (lot.runs + groups - 1) / groups, begin = group * length, end = min_(begin + length, lot.runs);
+  uint32_t* starts = reinterpret_cast<uint32_t*>(shared_memory());  // [DIGITS]
+  uint32_t* sums = starts + DIGITS;                                 // [THREADS]
+  uint32_t* scratch = sums + THREADS;                               // [WARPS]
+  uint32_t all;
+  starts[threadIdx.x] = exclusive_sum(lot.totals[problem * DIGITS + threadIdx.x], scratch, all);
+  const int digit = parts == 1 ? threadIdx.x : part * WARP + lane, slice = parts == 1 ? 0 : warp;
+  const int64_t length = (lot.runs + parts - 1) / parts, begin = slice * length, end = min_(begin + length, lot.runs);
   uint32_t* counts = lot.counts + problem * lot.runs * DIGITS + digit;
   uint32_t sum = 0;
 #pragma unroll 8
   for (int64_t r = begin; r < end; ++r) sum += counts[r * DIGITS];
   sums[threadIdx.x] = sum;
   __syncthreads();
-  uint32_t total = 0, all;
-  for (int g = 0; group == 0 && g < groups; ++g) total += sums[g * DIGITS + digit];
-  uint32_t at = exclusive_sum(total, scratch, all);
-  for (int g = 0; group == 0 && g < groups; ++g) {
-    const uint32_t own = sums[g * DIGITS + digit];
-    sums[g * DIGITS + digit] = at;
-    at += own;
-  }
-  __syncthreads();
-  at = sums[threadIdx.x];
+  uint32_t at = starts[digit];
+  for (int w = 0; w < slice; ++w) at += sums[w * WARP + lane];
 #pragma unroll 8
   for (int64_t r = begin; r < end; ++r) {
     const uint32_t own = counts[r * DIGITS];
     counts[r * DIGITS] = at;
     at += own;
   }
-  if (first && threadIdx.x == 0) state.kept = all;
+  if (first && part == 0 && threadIdx.x == 0) state.kept = all;
 }
 
 // The lanes that are `kept` and have the same digit as this one.
@@ -436,7 +444,8 @@ constexpr size_t SCATTER_SHARED =
 // A tile is put in order in shared memory first, so that what a digit gets is written in one piece. The first pass
 // clears the slopes as well. Grid: problems * runs.
 template <typename T, bool FIRST, bool PAIRS>
-__global__ void __launch_bounds__(THREADS) scatter(const __grid_constant__ Lot<T> lot, int side, int shift) {
+__global__ void __launch_bounds__(THREADS, sizeof(T) == sizeof(float) ? 3 : 2)
+    scatter(const __grid_constant__ Lot<T> lot, int side, int shift) {
   const int64_t problem = blockIdx.x / lot.runs, number = blockIdx.x % lot.runs;
   if (FIRST && lot.skips(problem)) {
     const Run run(lot.pixels, lot.runs, number);
@@ -447,6 +456,7 @@ __global__ void __launch_bounds__(THREADS) scatter(const __grid_constant__ Lot<T
   const Source<T, FIRST> source(lot, problem, side);
   const Run run(source.pixels, lot.runs, number);
   if (run.begin >= run.end) return;
+  if (number == 0) lot.totals[problem * DIGITS + threadIdx.x] = 0;  // for the next pass
   const int target = FIRST ? 0 : 1 - side;
   Key<T>* const out = lot.keys[target] + problem * lot.pixels;
   uint32_t* const out_places = lot.places[target] + problem * lot.pixels;
@@ -471,8 +481,8 @@ __global__ void __launch_bounds__(THREADS) scatter(const __grid_constant__ Lot<T
     for (int k = 0; k < ITEMS; ++k) {
       const int64_t i = first + k * WARP + lane;
       key[k] = i < run.end ? source.key(i) : NO_ERROR<T>;
-      place[k] = PAIRS && i < run.end ? source.place(i) : 0;
-      if (FIRST && PAIRS && i < run.end) lot.slopes_of(problem)[place[k]] = 0;
+      if (!FIRST && PAIRS) place[k] = i < run.end ? source.places[i] : 0;
+      if (FIRST && PAIRS && i < run.end) lot.slopes_of(problem)[lot.place_of(i)] = 0;
     }
     for (int d = lane; d < DIGITS; d += WARP) own[d] = 0;
     __syncwarp();
@@ -508,7 +518,7 @@ __global__ void __launch_bounds__(THREADS) scatter(const __grid_constant__ Lot<T
       if (is_kept(key[k])) {
         const uint32_t at = own[digit_of(key[k], shift)] + rank[k];
         staged[at] = key[k];
-        if (PAIRS) staged_places[at] = place[k];
+        if (PAIRS) staged_places[at] = FIRST ? lot.place_of(first + k * WARP + lane) : place[k];
       }
     }
     __syncthreads();
@@ -667,7 +677,7 @@ __global__ void __launch_bounds__(THREADS)
 // dL/dz_k = p_k (g_k - sum_c g_c p_c) with g = dL/dp, which is 0 for every class of an ignored pixel.
 // Grid: N * tiles. Shared: coefficients T [C] and columns T [C, PIXEL_THREADS], where there is room.
 template <typename Storage>
-__global__ void __launch_bounds__(PIXEL_THREADS)
+__global__ void __launch_bounds__(PIXEL_THREADS, 4)
     softmax_gradient(const __grid_constant__ LovaszExtension problem, const double* coefficient, int64_t tiles,
                      bool columns) {
   using T = typename Compute<Storage>::Type;
@@ -733,10 +743,10 @@ cudaError_t make_keys(const LovaszExtension& op, uint32_t* broken, cudaStream_t 
 template <typename T, bool FIRST>
 cudaError_t pass(const Lot<T>& lot, int side, int shift, cudaStream_t stream) {
   const unsigned runs = static_cast<unsigned>(lot.problems * lot.runs), problems = static_cast<unsigned>(lot.problems);
-  const unsigned groups = static_cast<unsigned>(min_(ceil_div(lot.runs, GROUP_RUNS), int64_t(MOST_GROUPS)));
-  const size_t scan = groups * (DIGITS + WARPS) * sizeof(uint32_t);
+  const int parts = lot.runs > FEW_RUNS ? WARPS : 1;
+  const size_t scan = (DIGITS + THREADS + WARPS) * sizeof(uint32_t);
   SEGFUSE_TRY(launch(count_digits<T, FIRST>, runs, THREADS, DIGITS * sizeof(uint32_t), stream, lot, side, shift));
-  SEGFUSE_TRY(launch(scan_counts<T>, problems, DIGITS * groups, scan, stream, lot, FIRST));
+  SEGFUSE_TRY(launch(scan_counts<T>, problems * parts, THREADS, scan, stream, lot, parts, FIRST));
   if (lot.pairs) return launch(scatter<T, FIRST, true>, runs, THREADS, SCATTER_SHARED<T>, stream, lot, side, shift);
   return launch(scatter<T, FIRST, false>, runs, THREADS, SCATTER_SHARED<T>, stream, lot, side, shift);
 }
@@ -745,7 +755,7 @@ template <typename T>
 cudaError_t sort_and_weigh(const Lot<T>& lot, double* value, double* positives, cudaStream_t stream) {
   const unsigned problems = static_cast<unsigned>(lot.problems),
                  tiles = static_cast<unsigned>(lot.problems * lot.tiles);
-  SEGFUSE_TRY(cudaMemsetAsync(lot.state, 0, lot.problems * sizeof(State), stream));
+  SEGFUSE_TRY(cudaMemsetAsync(lot.state, 0, lot.cleared, stream));
   if (lot.any_wanted()) {
     SEGFUSE_TRY(launch(survey<T>, static_cast<unsigned>(lot.problems * lot.runs), THREADS,
                        WARPS * 3 * sizeof(unsigned long long), stream, lot));

@@ -76,7 +76,7 @@ class LovaszLoss(Loss):
         if self.class_weight is not None:
             weight = [v * w for v, w in zip(one_per_class(self.class_weight, g.shape[1]), weight, strict=True)]
         losses, positives = op.lovasz(x, g, how)
-        return self.reduce(losses, positives, how, torch.tensor(weight, dtype=losses.dtype, device=losses.device))
+        return self.reduce(losses, positives, how, _vector(weight, losses))
 
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)
@@ -91,8 +91,22 @@ class LovaszLoss(Loss):
         if self.reduction == "sum":
             return (losses * weight).sum()
         if self.reduction == "none":
-            weighted = (losses * weight)[:, how.wanted]
+            weighted = losses * weight
+            if not all(how.wanted):
+                kept = [weighted[:, c : c + 1] for c, wanted in enumerate(how.wanted) if wanted]
+                weighted = torch.cat(kept or [weighted[:, :0]], 1)
             return weighted if how.per_image else weighted[0]
         counted = weight * (positives > 0) if how.present else weight.expand_as(losses)
         total = counted.sum(1, keepdim=True)
         return (losses * (counted / torch.where(total > 0, total, 1))).sum() / max(len(losses), 1)
+
+
+def _vector(values: list[float], like: Tensor) -> Tensor:
+    """On the device of ``like``. A GPU is not made to wait for a copy: it fills in what differs from 1."""
+    if not like.is_cuda:
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
+    vector = torch.ones(len(values), dtype=like.dtype, device=like.device)
+    for c, value in enumerate(values):
+        if value != 1:
+            vector[c] = value
+    return vector
