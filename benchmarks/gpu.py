@@ -9,7 +9,7 @@
 4. Times every kernel: forward and backward apart, by CUDA events, median of at least 50 calls, with a cold L2 cache (it
    is overwritten between calls) and a warm one; host time of a call; peak memory beyond the gradient. Beside it plain
    torch code, `torch.compile` of it, MONAI, and for distance transforms CuPy, where they are installed.
-5. Writes `results/<device>-<date>.json` and prints a table with the ratio to the floor, the ratio that was predicted,
+5. Writes `results/gpu-<device>-<date>.json` and prints a table with the ratio to the floor, the ratio that was predicted,
    and the ratio to every peer. What is not installed is printed as absent.
 
 A candidate is timed only if its value and gradient equal those of the plain code.
@@ -311,7 +311,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>-<date>.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-<device>-<date>.json")
     options = parser.parse_args()
     begin = time.monotonic()
     if not torch.cuda.is_available():
@@ -336,7 +336,7 @@ def main() -> None:
         results["cases"].append(measure_case(loss, shape, dtype, labels, clock, ceiling))
         print(f"{loss} {shape} {dtype}: {time.monotonic() - begin:.0f} s so far", flush=True)
     name = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
-    path = options.output or Path(__file__).parent / "results" / f"{name}-{machine['date']}.json"
+    path = options.output or Path(__file__).parent / "results" / f"gpu-{name}-{machine['date']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -3,7 +3,7 @@
     python benchmarks/measure.py                       everything (about an hour on two cores with all libraries)
     python benchmarks/measure.py --quick               a few losses at three shapes, in minutes
     python benchmarks/measure.py --losses dice focal --shapes 16x1x512x512 --libraries monai
-    python benchmarks/measure.py --append --shapes 2x1x128x128x128      more cases for the file of this commit
+    python benchmarks/measure.py --append --shapes 2x1x128x128x128      more cases for the file of this machine
 
 For each loss at each shape:
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--libraries", nargs="*", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--seconds", type=float, help="time for each candidate at each shape (default 1)")
     parser.add_argument("--threads", type=int, help="torch.set_num_threads")
-    parser.add_argument("--append", action="store_true", help="add to a file of the same machine, versions and commit")
+    parser.add_argument("--append", action="store_true", help="add to a file of the same machine and versions")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu>-<date>.json")
     options = parser.parse_args()
     chosen: dict[str, Any] = {"losses": list(LOSSES), "shapes": EVERY_SHAPE, "seconds": 1.0}
@@ -168,9 +168,12 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine, "cases": []}
     if options.append and path.exists():
         results = json.loads(path.read_text())
-        for key in ("cpu", "threads", "isa", "commit", "modified", "versions"):
+        for key in ("cpu", "threads", "isa", "versions"):
             if results["machine"][key] != machine[key]:
                 sys.exit(f"{path.name} has another {key}: {results['machine'][key]}, now {machine[key]}")
+        for case in results["cases"]:
+            case.setdefault("commit", results["machine"]["commit"])
+        results["machine"] |= {key: machine[key] for key in ("commit", "modified", "load_before")}
         machine = results["machine"]
 
     def save() -> None:
@@ -185,6 +188,7 @@ def main() -> None:
             if shape not in shapes_of(loss):
                 continue
             case = measure_case(Case(loss, shape, options.libraries), streams, seconds)
+            case["commit"] = machine["commit"]
             others = [c for c in results["cases"] if (c["loss"], tuple(c["shape"])) != (loss, shape)]
             results["cases"] = [*others, case]
             print(describe(case), flush=True)

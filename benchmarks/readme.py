@@ -77,6 +77,7 @@ def table(results: dict[str, Any]) -> str:
     shapes = ", ".join(str(list(shape)) for shape in EVERY_SHAPE if shape in measured and shape != SMALL)
     isa = f" ({machine['isa']})" if machine["isa"] else ""
     changed = " with changes" if machine["modified"] else ""
+    commits = list(dict.fromkeys(case.get("commit", machine["commit"])[:10] for case in results["cases"]))
     lines = [
         "Time of forward plus backward as a multiple of segfuse's, lowest to highest over the shapes measured for the "
         f"loss, of {shapes}; **bold** where segfuse loses. The floor is the time that moving the bytes takes.",
@@ -85,13 +86,14 @@ def table(results: dict[str, Any]) -> str:
         "",
         *small_calls(results.get("small", {})),
         f"{machine['cpu']}{isa}, {machine['threads']} threads; {libraries}; "
-        f"segfuse {versions['segfuse'] or ''} at commit {machine['commit'][:10]}{changed}, {machine['date']}.",
+        f"segfuse {versions['segfuse'] or ''} at commit {' and '.join(commits)}{changed}, {machine['date']}.",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    newest = max(RESULTS.glob("*.json"), key=lambda path: json.loads(path.read_text())["machine"]["date"], default=None)
+    found = [path for path in RESULTS.glob("*.json") if not path.name.startswith("gpu-")]
+    newest = max(found, key=lambda path: json.loads(path.read_text())["machine"]["date"], default=None)
     if newest is None:
         sys.exit("no results yet: run benchmarks/measure.py")
     text, results = README.read_text(), json.loads(newest.read_text())
