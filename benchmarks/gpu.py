@@ -9,7 +9,7 @@
 4. Times every kernel: forward and backward apart, by CUDA events, median of at least 50 calls, with a cold L2 cache (it
    is overwritten between calls) and a warm one; host time of a call; peak memory beyond the gradient. Beside it plain
    torch code, `torch.compile` of it, MONAI, and for distance transforms CuPy, where they are installed.
-5. Writes `results/gpu-<device>-<date>.json` and prints a table with the ratio to the floor, the ratio that was predicted,
+5. Writes `results/gpu-<device>-<date>.json` and prints a table with the ratio to the floor, the predicted ratio,
    and the ratio to every peer. What is not installed is printed as absent.
 
 A candidate is timed only if its value and gradient equal those of the plain code.
