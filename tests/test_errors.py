@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -427,7 +428,10 @@ SETTINGS: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_calls(backend, name):
+def test_calls(backend, name, monkeypatch):
+    """On a GPU values are looked at, and found out of range, with SEGFUSE_DEBUG=1 alone."""
+    for op in ("pixel_stats", "lovasz_extension") if backend == "cuda" else ():
+        monkeypatch.setattr(importlib.import_module(f"segfuse.backends.cuda.{op}"), "DEBUG", True)
     call, kind, parts = CALLS[name]
     with pytest.raises(kind) as error:
         call()

@@ -461,3 +461,22 @@ def test_pixel_stats_function(backend):
     (grad,) = torch.autograd.grad(sums["pred"].sum() + 2 * sums["tp"][1].sum(), x)
     slope = p * (1 - p)
     close(grad, slope * torch.tensor([[[1.0, 1, 1]], [[1, 3, 0]]]), 1e-14)
+
+
+@pytest.mark.skipif("cuda" not in FAST, reason="the CPU raises")
+@pytest.mark.parametrize("broken", ["label", "weight"])
+@pytest.mark.parametrize("mode", ["multiclass", "binary"])
+def test_a_gpu_answers_values_out_of_range_with_nan(mode, broken):
+    """Of the sample that has them, and of a loss over it."""
+    x = torch.randn(2, 1 if mode == "binary" else 3, 9, 40, generator=torch.Generator().manual_seed(0))
+    y, weight = (x[:, :1] > 0).long().reshape(2, 1, 9, 40), torch.ones(2, 9, 40)
+    if broken == "label":
+        y[1, 0, 5, 35] = 7
+    else:
+        weight[1, 5, 35] = -1
+    y = y if mode == "binary" else y[:, 0]
+    with use_backend("cuda"):
+        sums = op.pixel_stats(x, y, ("tp", "n"), weight_map=weight)
+        assert all(s[0].isfinite().all() and s[1].isnan().all() for s in sums.values())
+        assert segfuse.DiceCELoss()(x, y, weight_map=weight).isnan()
+        assert segfuse.FocalLoss(reduction="none")(x, y, weight_map=weight).isnan().sum() == 1
