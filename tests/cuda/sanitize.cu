@@ -1,6 +1,7 @@
-// Runs the fused pass on small shapes that reach every branch of its kernels, without Python, for compute-sanitizer:
+// Runs kernels on small shapes that reach every branch of them, without Python, for compute-sanitizer:
 //
-//   nvcc -std=c++17 -O1 -lineinfo -Icsrc tests/cuda/sanitize.cu csrc/cuda/pixel_stats.cu csrc/cuda/top_k.cu -o sanitize
+//   cd csrc/cuda && nvcc -std=c++17 -O1 -lineinfo -I.. ../../tests/cuda/sanitize.cu pixel_stats.cu top_k.cu \
+//     distance_transform_edt.cu erosion.cu disk_sums.cu pairwise_hausdorff.cu -o sanitize
 //   for tool in memcheck racecheck initcheck synccheck; do compute-sanitizer --tool $tool ./sanitize; done
 //
 // It fails where a sum is not that of the pixels. As C++ with -DSEGFUSE_EMULATION and -fsanitize=address it runs
@@ -119,6 +120,96 @@ void select(int64_t rows, int64_t length) {
     if (found != std::floor(length * 0.3)) printf("chose %g of %d\n", found, int(length)), ++failures;
 }
 
+// Every mode, arithmetic and option of the transform of two samples with sides D, H, W.
+void measure(int64_t D, int64_t H, int64_t W) {
+  const int64_t S = D * H * W, classes = 3;
+  std::vector<int32_t> labels(2 * S);
+  for (int64_t i = 0; i < 2 * S; ++i) labels[i] = i < S ? static_cast<int32_t>(i * 7919 / 13 % 97 % 3) : 1;
+  const Memory<int32_t> input(labels), indices(3 * 2 * classes * S);
+  const Memory<double> output(2 * classes * S), second(2 * S);
+  const int64_t leading = 2, strides = S, numbers[classes] = {0, 2, -1};
+  for (int mode = INSIDE; mode <= NEAREST_TWO; ++mode)
+    for (int options = 0; options < 16; ++options) {
+      const bool spaced = options & 1, wide = options & 2, with_indices = options & 4, by_class = options & 8;
+      if ((mode == NEAREST_TWO && with_indices) || (mode >= LABELS && by_class)) continue;
+      DistanceTransform op{};
+      op.input = reinterpret_cast<const char*>(input.at);
+      op.dtype = I32;
+      op.leading = 1, op.leading_shape = &leading, op.leading_strides = &strides;
+      const int64_t shape[3] = {D, H, W}, steps[3] = {H * W, W, 1};
+      for (int d = 0; d < 3; ++d)
+        op.shape[d] = shape[d], op.strides[d] = steps[d], op.spacing[d] = spaced ? 1 + 0.3 * d : 1;
+      op.mode = static_cast<DistanceMode>(mode);
+      op.classes = by_class ? classes : 1;
+      op.class_number = by_class ? numbers : nullptr;
+      op.output_double = wide;
+      op.output = output.at;
+      op.second = second.at;
+      op.indices = with_indices ? indices.at : nullptr;
+      op.axes = 3;
+      const Memory<char> workspace(cuda::distance_transform_edt_workspace(op));
+      check(cuda::distance_transform_edt(op, workspace.at, nullptr), "distance_transform_edt");
+      if (!wide || mode == NEAREST_TWO || by_class) continue;
+      const std::vector<double> found = output.read();
+      for (int64_t i = 0; i < S; ++i)
+        if (found[S + i] != 0) {
+          printf("mode %d: %g in a sample with one label\n", mode, found[S + i]), ++failures;
+          break;
+        }
+    }
+}
+
+// The ops on a pair of two samples with three classes, the first of them left out.
+template <typename T>
+void pairs(int dims, int64_t D, int64_t H, int64_t W) {
+  const int64_t S = D * H * W, N = 2, C = 3, groups = N * (C - 1);
+  std::vector<T> p(N * C * S), weight(N * S);
+  std::vector<int16_t> code(N * S);
+  for (int64_t i = 0; i < N * C * S; ++i) p[i] = static_cast<T>(i * 7919 % 101) / 101;
+  for (int64_t i = 0; i < N * S; ++i) code[i] = static_cast<int16_t>(i * 31 / 7 % 4 - 1), weight[i] = T(i % 3);
+  const Memory<T> given(p), weights(weight), gradient(p.size());
+  const Memory<int16_t> codes(code);
+  const Memory<double> sums(groups);
+  for (bool weighted : {false, true})
+    for (bool derive : {false, true}) {
+      const HardPair pair{N,
+                          C,
+                          1,
+                          dims,
+                          {D, H, W},
+                          sizeof(T) == 8 ? F64 : F32,
+                          true,
+                          false,
+                          false,
+                          given.at,
+                          codes.at,
+                          weighted ? weights.at : nullptr,
+                          derive ? gradient.at : nullptr};
+      const auto finite = [&](const char* what) {
+        for (double sum : sums.read())
+          if (!std::isfinite(sum)) printf("%s: %g\n", what, sum), ++failures;
+      };
+      for (ErosionNorm norm : {MINMAX, DOUBLE, NONE}) {
+        const Erosion op{pair, 3, 2, norm};
+        const Memory<char> workspace(cuda::erosion_workspace(op));
+        check(cuda::erosion_forward(op, sums.at, workspace.at, nullptr), "erosion_forward");
+        finite("erosion");
+      }
+      for (int radius : {3, 20}) {
+        DiskSums op{pair, nullptr, 2, {1, radius}, {1, 2}};
+        const Memory<char> workspace(cuda::disk_sums_workspace(op));
+        check(cuda::disk_sums_forward(op, sums.at, workspace.at, nullptr), "disk_sums_forward");
+        finite("disk_sums");
+      }
+      for (PairwiseMean mean : {HARMONIC, POWER_MEAN, LEAST, POWER_MIN}) {
+        const PairwiseHausdorff op{pair, mean, -2, 1e-6, nullptr, nullptr};
+        const Memory<char> workspace(cuda::pairwise_hausdorff_workspace(op, 0));
+        check(cuda::pairwise_hausdorff_forward(op, 0, sums.at, workspace.at, nullptr), "pairwise_hausdorff_forward");
+        finite("pairwise_hausdorff");
+      }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -130,6 +221,17 @@ int main() {
         for (int64_t C : {2, 3, 19, 33, 117}) run(2, C, S, SOFTMAX, region_only, terms);
       }
   select(2, 20001);
+  measure(1, 1, 47);
+  measure(1, 33, 47);
+  measure(1, 47, 33);
+  measure(7, 9, 35);
+  measure(1, 6000, 3);
+  measure(1, 3, 5000);
+  measure(1, 2, 33000);
+  pairs<float>(1, 1, 1, 47);
+  pairs<float>(2, 1, 33, 47);
+  pairs<double>(2, 1, 33, 47);
+  pairs<float>(3, 7, 9, 11);
   printf(failures == 0 ? "passed\n" : "%d failures\n", failures);
   return failures != 0;
 }
