@@ -12,6 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(T
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
 CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PEERS   :=
+PEERS_VENV := .venv-peers
+# What the peers' losses need, and no more: their packages ask for far larger ones.
+PEERS_NEED := pillow edt kornia_rs tqdm
 # What the list `requires` of pyproject.toml leaves to the build front end.
 ADD_requires := cmake ninja
 
@@ -24,17 +27,31 @@ assert x.grad.isfinite().all()
 endef
 export SMOKE
 
+# Release wheels hold code for these GPUs, and code that drivers compile for later ones.
+NVCC := $(shell command -v nvcc)
+RELEASE_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
+# $(call wheel,FOLDER,OPTIONS): build a wheel in isolation and try it where only torch is installed.
+define wheel
+$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build/isolated/$(1) $(2) .
+	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/$(1)/*.whl) \
+	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
+	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
+endef
+
 .NOTPARALLEL:
-.PHONY: help demo test cuda bench lint typecheck wheel readme clean
+.PHONY: help demo test test-peers cuda bench lint typecheck wheel readme clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compare losses
 	$(BIN)/segfuse demo $(ARGS)
 
 test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-peers: $(PEERS_VENV)/.list  ## compare compat and patch with the libraries, in an environment of its own
+	$(PEERS_VENV)/bin/python -m pytest tests/compat $(ARGS)
 
 cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
 	rm -rf build/cuda
@@ -56,16 +73,14 @@ lint: $(VENV)/.list-dev  ## check style: ruff, clang-format
 typecheck: $(VENV)/.package $(VENV)/.list-dev  ## check types: mypy
 	$(BIN)/mypy $(ARGS)
 
-wheel: $(BIN)/python  ## build a wheel into dist/ and try it in a fresh environment
-	rm -rf dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist --config-settings=build-dir=build/isolated .
-	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/dist/*.whl) \
-	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
-	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
-	@ls -l dist
+wheel: $(BIN)/python  ## build wheels into dist/, for the CPU and with nvcc for CUDA, and try each in a fresh environment
+	rm -rf dist
+	$(call wheel,dist/cpu,-C cmake.define.SEGFUSE_CUDA=OFF)
+	$(if $(NVCC),$(call wheel,dist/cuda,-C cmake.define.SEGFUSE_CUDA=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$(RELEASE_ARCHITECTURES)"))
+	@ls -l dist/*
 
 clean:  ## remove everything that was built, .venv included
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(PEERS_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -84,6 +99,16 @@ cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -DPython_EX
 # The CUDA kernels as C++, for tests without a GPU.
 $(VENV)/.emulation: $(SOURCES) $(wildcard tests/cuda/*) $(VENV)/.list-requires | $(BIN)/python
 	$(call cmake,tests/cuda,build/emulation)
+	@touch $@
+
+# The other libraries without what they require; torch and this package are those of .venv.
+$(PEERS_VENV)/.list: pyproject.toml $(VENV)/.package $(VENV)/.list-test
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$site" > "$$($(PEERS_VENV)/bin/python -c "$$site")/development.pth"
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS_NEED)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    $$(sed -n 's/^peers = //p' pyproject.toml | grep -o '"[^"]*"' | tr -d '"')
 	@touch $@
 
 # The packages of one list of pyproject.toml: an extra, or the build requirements. The package itself is not built.

@@ -31,6 +31,10 @@ def _compound(**options: Any) -> sf.CompoundLoss:
     return sf.CompoundLoss({"dice": (0.7, sf.DiceLoss(**options)), "focal": (1.3, sf.FocalLoss(gamma=1.5, **options))})
 
 
+def _deep(weights: Any = "half", resize: str = "nearest-exact", **options: Any) -> sf.DeepSupervisionLoss:
+    return sf.DeepSupervisionLoss(sf.DiceLoss(**options), weights=weights, resize=resize)
+
+
 POSITIONAL = {  # these need spatial axes, three at most, and hard targets
     "BlobLoss",
     "BoundaryLoss",
@@ -53,7 +57,7 @@ class Variant:
     modes: tuple[str, ...] = MODES
 
     def __call__(self, **common: Any) -> Any:
-        special = {"RegionLoss": _region, "CompoundLoss": _compound}
+        special = {"RegionLoss": _region, "CompoundLoss": _compound, "DeepSupervisionLoss": _deep}
         return special.get(self.name, getattr(sf, self.name))(**self.settings, **common)
 
     def __str__(self) -> str:
@@ -148,6 +152,7 @@ VARIANTS: list[Variant] = [
     ),
     *_variants("RegionLoss", {}),
     *_variants("CompoundLoss", {}),
+    *_variants("DeepSupervisionLoss", {}),
 ]
 
 #: What the defaults need to fit into the small images of the tests.

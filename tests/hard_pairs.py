@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from cases import CASES, make
 from compare import same, within_rounding
-from segfuse.backends import use_backend
+from segfuse.backends import available, use_backend
 from segfuse.ops import pixel_stats
 from segfuse.ops._hard_pair import HardPair, hard_pair
 
@@ -20,6 +21,8 @@ HARD = [
     for name, case in CASES.items()
     if case.target != "soft" and not case.one_vs_rest and 1 <= len(case.shape) - 2 <= 3 and "many_tiles" not in name
 ]
+FAST = [name for name in available("erosion") if name != "reference"]  # they have these ops or none of them
+each_fast = pytest.mark.parametrize("backend", FAST)
 Op = Callable[[HardPair], Tensor]
 
 
@@ -45,14 +48,15 @@ def wider(pair: HardPair) -> HardPair:
     return replace(pair, p=pair.p.double(), weight=None if pair.weight is None else pair.weight.double())
 
 
-def matches_reference(op: Op, pair: HardPair) -> None:
+def matches_reference(op: Op, pair: HardPair, backends: list[str] = FAST) -> None:
     exact, plain = run(op, wider(pair), "reference"), run(op, pair, "reference")
-    fast = run(op, pair, "cpp")
-    assert fast[1].dtype == pair.p.dtype
-    for what, e, p, f in zip(("value", "gradient"), exact, plain, fast, strict=True):
-        within_rounding(f, p, e, pair.p.dtype, what)
     ignored = (pair.code < 0).expand(pair.p.shape)
-    assert not fast[1][ignored].any() and not fast[1][:, : pair.first].any()
+    for name in backends:
+        fast = run(op, pair, name)
+        assert fast[1].dtype == pair.p.dtype
+        for what, e, p, f in zip(("value", "gradient"), exact, plain, fast, strict=True):
+            within_rounding(f, p, e, pair.p.dtype, f"{what} of {name}")
+        assert not fast[1][ignored].any() and not fast[1][:, : pair.first].any()
 
 
 def same_for_any_threads(op: Op, pair: HardPair) -> None:

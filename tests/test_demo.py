@@ -170,7 +170,11 @@ def test_licence_texts_are_beside_the_data():
 def test_every_loss_joins_by_itself(join):
     known = registry.entries()
     classes = {entry.class_name for entry in known.values()}
-    assert set(segfuse.losses.__all__) - classes - set(registry.FOR_POINTS) == {"CompoundLoss", "RegionLoss"}
+    assert set(segfuse.losses.__all__) - classes - set(registry.FOR_POINTS) == {
+        "CompoundLoss",
+        "DeepSupervisionLoss",
+        "RegionLoss",
+    }
     assert list(known)[:4] == ["bce", "weighted_ce", "balanced_ce", "focal"]
     join(BrokenLoss)
     assert registry.entries()["broken"].label == "Broken"

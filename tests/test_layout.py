@@ -15,8 +15,10 @@ from segfuse.ops import distance_transform_edt, pixel_stats
 ROOT = Path(__file__).parent.parent
 FILES = (  # that every op has
     "csrc/cpp/{}.cpp",
+    "csrc/cuda/{}.cu",
     "python/segfuse/ops/{}.py",
     "python/segfuse/backends/cpp/{}.py",
+    "python/segfuse/backends/cuda/{}.py",
     "python/segfuse/backends/reference/{}.py",
     "tests/ops/test_{}.py",
 )
@@ -53,7 +55,8 @@ def text(path: str) -> str:
 def test_one_op_one_name(op):
     missing = [path for path in (p.format(op) for p in (*FILES, *OPS[op])) if not (ROOT / path).is_file()]
     assert not missing
-    for interface in ("csrc/segfuse.h", "csrc/bindings/cpp.cpp", "python/segfuse/_cpp.pyi"):
+    interfaces = ("csrc/segfuse.h", "csrc/bindings/cpp.cpp", "python/segfuse/_cpp.pyi")
+    for interface in (*interfaces, "csrc/segfuse_cuda.h", "csrc/bindings/cuda.cpp", "python/segfuse/_cuda.pyi"):
         for name in FUNCTIONS.get(op, (f"{op}_forward", f"{op}_backward")):
             assert re.search(rf"\b{name}\b", text(interface)), f"{name} is not in {interface}"
 
@@ -108,15 +111,17 @@ def test_every_loss_lives_in_the_file_of_its_noun():
 
 
 def test_kernels_know_neither_python_nor_torch():
-    for path in [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cpp/*")]:
+    for path in [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cpp/*"), *ROOT.glob("csrc/cuda/*")]:
         assert not re.search(r"#include\s*[<\"](Python|torch|ATen|c10|pybind11)", path.read_text()), path.name
     assert "ffast-math" not in re.sub(r"#[^\n]*", "", text("CMakeLists.txt"))
 
 
-def test_bindings_take_keywords_only():
-    source = text("csrc/bindings/cpp.cpp")
-    for name in re.findall(r'm\.def\("(\w+)"', source):
-        function = getattr(segfuse._cpp, name)
+@pytest.mark.parametrize("extension", ["cpp", "cuda"])
+def test_bindings_take_keywords_only(extension):
+    source = text(f"csrc/bindings/{extension}.cpp")
+    module = pytest.importorskip(f"segfuse._{extension}")
+    for name in re.findall(r'm\.def\(\s*"(\w+)"', source):
+        function = getattr(module, name)
         signature = function.__doc__.split("\n")[0]
         assert "(*," in signature or "()" in signature, signature
 

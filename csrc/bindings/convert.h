@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <stdexcept>
 
@@ -202,6 +203,13 @@ HardPair hard_pair(const std::vector<int64_t>& shape, int64_t first, int dtype, 
                 pointer<void>(grad)};
   for (int d = 0; d < dims; ++d) pair.shape[3 - dims + d] = shape[2 + d];
   return pair;
+}
+
+DiskSums disk_sums(const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha) {
+  if (radii.size() > MAX_RADII) throw std::length_error("more than 64 radii");
+  DiskSums op{pair, pointer<int16_t>(hard), static_cast<int>(radii.size()), {}, {}};
+  for (size_t i = 0; i < radii.size(); ++i) op.radius[i] = radii[i], op.factor[i] = std::pow(radii[i], alpha);
+  return op;
 }
 
 void define_classes(py::module_& m) {

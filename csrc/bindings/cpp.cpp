@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "../cpp/threads.h"
 #include "convert.h"
 
@@ -177,9 +175,7 @@ PYBIND11_MODULE(_cpp, m) {
       "disk_sums_forward",
       [](const HardPair& pair, uintptr_t hard, const std::vector<int>& radii, double alpha, uintptr_t sums,
          int threads) {
-        if (radii.size() > MAX_RADII) throw std::length_error("more than 64 radii");
-        DiskSums op{pair, pointer<int16_t>(hard), static_cast<int>(radii.size()), {}, {}};
-        for (size_t i = 0; i < radii.size(); ++i) op.radius[i] = radii[i], op.factor[i] = std::pow(radii[i], alpha);
+        const DiskSums op = disk_sums(pair, hard, radii, alpha);
         py::gil_scoped_release release;
         return disk_sums_forward(op, pointer<double>(sums), threads);
       },

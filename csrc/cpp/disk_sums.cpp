@@ -2,6 +2,7 @@
 //
 // Memory: running sums of one plane per thread, 4 bytes a pixel (8 where a ball has more than 1023 pixels).
 // Order:  slabs of rows that follow from the shape alone, added in index order.
+#include "../ball.h"
 #include "kernels.h"
 #include "planes.h"
 
@@ -9,20 +10,6 @@ namespace segfuse {
 namespace {
 
 constexpr int64_t SLAB = 1 << 12;  // pixels; below this a second thread costs more than it brings
-
-int64_t ball(int radius, int dims) {
-  int64_t points = 0;
-  const int64_t r2 = int64_t(radius) * radius, ry = dims > 1 ? radius : 0, rz = dims > 2 ? radius : 0;
-  for (int64_t z = -rz; z <= rz; ++z)
-    for (int64_t y = -ry; y <= ry && points <= MAX_BALL; ++y) {
-      const int64_t left = r2 - z * z - y * y;
-      if (left < 0) continue;
-      int64_t half = 0;
-      while ((half + 1) * (half + 1) <= left) ++half;
-      points += 2 * half + 1;
-    }
-  return points;
-}
 
 class Plane {
  public:

@@ -11,12 +11,7 @@
 //           and alike for the covariance. So a flat window has exactly variance 0, and nothing cancels.
 // Order:    taps in index order; what a box adds up does not depend on the threads.
 // Source:   law of total variance; the separable form of the windows of Wang et al. 2004 (doi:10.1109/TIP.2003.819861).
-#include "../dtypes.h"
-#include "kernels.h"
-
-#define SIMD _Pragma("omp simd")
-#define SIMD_REDUCE(...) _Pragma(SIMD_STRING(omp simd reduction(__VA_ARGS__)))
-#define SIMD_STRING(x) #x
+#include "rows.h"
 
 namespace segfuse {
 namespace SEGFUSE_ISA {
@@ -26,9 +21,6 @@ namespace {
 enum : int { A, B, PIXEL_ROWS };
 enum : int { MEAN_A, VAR_A, MEAN_B, VAR_B, COV, MOMENT_ROWS };
 enum : int { G_MEAN, G_VAR, AT_A, G_COV, AT_B, DIRECT, ENTROPY, ADJOINT_ROWS };  // G_VAR: twice the derivative
-
-template <typename T>
-constexpr T CLAMP = T(1e-7);  // probabilities enter a logarithm no smaller than this
 
 // ---------------------------------------------------------------------------------------------------- one axis
 
@@ -327,64 +319,21 @@ struct Sweep {
 
 // ---------------------------------------------------------------------------------------------------- rows of tensors
 
-template <typename Source, typename T>
-inline void read(const View& v, int64_t offset, int64_t stride, int64_t length, T* out) {
-  const Source* in = reinterpret_cast<const Source*>(v.data) + offset;
-  if (stride == 1) {
-    SIMD for (int64_t i = 0; i < length; ++i) out[i] = static_cast<T>(widen(in[i]));
-  } else {
-    for (int64_t i = 0; i < length; ++i) out[i] = static_cast<T>(widen(in[i * stride]));
-  }
-}
-
 inline int64_t offset_of(const View& v, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x) {
   return n * v.batch + c * v.channel + z * v.spatial[0] + y * v.spatial[1] + x * v.spatial[2];
 }
-
-#define SEGFUSE_READ(name, type) \
-  case name:                     \
-    return read<type>(v, offset, v.spatial[2], length, out);
 
 // Pixels [x, x + length) of a row as T.
 template <typename T>
 void read_row(const View& v, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x, int64_t length, T* out) {
   const int64_t offset = offset_of(v, n, c, z, y, x);
-  switch (v.dtype) {
-    SEGFUSE_READ(F32, float)
-    SEGFUSE_READ(F64, double)
-    SEGFUSE_READ(F16, half)
-    SEGFUSE_READ(BF16, bfloat16)
-    SEGFUSE_READ(BOOL, uint8_t)
-    SEGFUSE_READ(U8, uint8_t)
-    SEGFUSE_READ(I8, int8_t)
-    SEGFUSE_READ(I16, int16_t)
-    SEGFUSE_READ(U16, uint16_t)
-    SEGFUSE_READ(I32, int32_t)
-    SEGFUSE_READ(U32, uint32_t)
-    SEGFUSE_READ(I64, int64_t)
-    SEGFUSE_READ(U64, uint64_t)
-  }
+  as_stored(v, [=, &v](const auto* data) { read(data + offset, v.spatial[2], length, out); });
 }
 
-template <typename Stored, typename T>
-inline void write(const View& v, int64_t offset, int64_t length, const T* in) {
-  Stored* to = reinterpret_cast<Stored*>(v.data) + offset;
-  const int64_t stride = v.spatial[2];
-  if (stride == 1) {
-    SIMD for (int64_t i = 0; i < length; ++i) narrow(in[i], to[i]);
-  } else {
-    for (int64_t i = 0; i < length; ++i) narrow(in[i], to[i * stride]);
-  }
-}
-
-void write_row(const View& v, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x, int64_t length, const double* in) {
-  write<double>(v, offset_of(v, n, c, z, y, x), length, in);
-}
-void write_row(const View& v, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x, int64_t length, const float* in) {
+template <typename T>
+void write_row(const View& v, int64_t n, int64_t c, int64_t z, int64_t y, int64_t x, int64_t length, const T* in) {
   const int64_t offset = offset_of(v, n, c, z, y, x);
-  if (v.dtype == F32) write<float>(v, offset, length, in);
-  if (v.dtype == F16) write<half>(v, offset, length, in);
-  if (v.dtype == BF16) write<bfloat16>(v, offset, length, in);
+  as_results(v, T(), [=, &v](auto* data) { write(in, v.spatial[2], length, data + offset); });
 }
 
 template <typename T>

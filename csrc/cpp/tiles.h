@@ -1,15 +1,10 @@
 // A run of pixels of any tensor as a tile of T, and its targets classified. Included by <op>_kernels.cpp, once per
 // instruction set (SEGFUSE_ISA names it).
-// Nothing from the standard library is instantiated here: an inline function compiled for AVX-512 must not be
-// the copy that the linker keeps for everybody.
 #pragma once
-#include "../dtypes.h"
 #include "../terms.h"
-#include "kernels.h"
+#include "rows.h"
 
-#define SIMD _Pragma("omp simd")
-#define SIMD_SUM(...) _Pragma(SIMD_STRING(omp simd reduction(+ : __VA_ARGS__)))
-#define SIMD_STRING(x) #x
+#define SIMD_SUM(...) SIMD_REDUCE(+ : __VA_ARGS__)
 
 namespace segfuse {
 namespace SEGFUSE_ISA {
@@ -19,14 +14,14 @@ namespace {
 
 // Calls f(offset, stride, count, at) for every run of the pixels [begin, begin + length) that a view walks evenly.
 template <typename F>
-inline void runs(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, F f) {
-  if (op.dims == 1) return f(offset + begin * v.spatial[0], v.spatial[0], length, int64_t(0));
+inline void runs(const PixelStats& op, const View& v, int64_t begin, int64_t length, F f) {
+  if (op.dims == 1) return f(begin * v.spatial[0], v.spatial[0], length, int64_t(0));
   const int last = op.dims - 1;
   for (int64_t at = 0; at < length;) {
     int64_t rest = begin + at;
     const int64_t column = rest % op.shape[last];
     rest /= op.shape[last];
-    int64_t where = offset + column * v.spatial[last];
+    int64_t where = column * v.spatial[last];
     for (int d = last - 1; d >= 0; --d) {
       where += (rest % op.shape[d]) * v.spatial[d];
       rest /= op.shape[d];
@@ -37,43 +32,17 @@ inline void runs(const PixelStats& op, const View& v, int64_t offset, int64_t be
   }
 }
 
-template <typename Source, typename T>
-inline void read(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, T* out) {
-  const Source* data = reinterpret_cast<const Source*>(v.data);
-  runs(op, v, offset, begin, length, [=](int64_t where, int64_t stride, int64_t count, int64_t at) {
-    const Source* in = data + where;
-    T* to = out + at;
-    if (stride == 1) {
-      SIMD for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(widen(in[i]));
-    } else {
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(widen(in[i * stride]));
-    }
-  });
+template <typename Stored, typename T>
+inline void read_view(const PixelStats& op, const View& v, const Stored* data, int64_t begin, int64_t length, T* out) {
+  runs(op, v, begin, length,
+       [=](int64_t where, int64_t stride, int64_t count, int64_t at) { read(data + where, stride, count, out + at); });
 }
 
-#define SEGFUSE_READ(name, type) \
-  case name:                     \
-    return read<type>(op, v, offset, begin, length, out);
-
-// One row of a view as T. Integers above 2^24 (float) lose their last bits: class numbers are far below.
+// One row of a view as T.
 template <typename T>
 void load(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, T* out) {
   const int64_t offset = n * v.batch + c * v.channel;
-  switch (v.dtype) {
-    SEGFUSE_READ(F32, float)
-    SEGFUSE_READ(F64, double)
-    SEGFUSE_READ(F16, half)
-    SEGFUSE_READ(BF16, bfloat16)
-    SEGFUSE_READ(BOOL, uint8_t)
-    SEGFUSE_READ(U8, uint8_t)
-    SEGFUSE_READ(I8, int8_t)
-    SEGFUSE_READ(I16, int16_t)
-    SEGFUSE_READ(U16, uint16_t)
-    SEGFUSE_READ(I32, int32_t)
-    SEGFUSE_READ(U32, uint32_t)
-    SEGFUSE_READ(I64, int64_t)
-    SEGFUSE_READ(U64, uint64_t)
-  }
+  as_stored(v, [=, &op, &v](const auto* data) { read_view(op, v, data + offset, begin, length, out); });
 }
 
 // One row of a view in place when it is already a row of T, else a copy in `buffer`.
@@ -87,32 +56,15 @@ const T* row(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t 
 }
 
 template <typename Stored, typename T>
-inline void write(const PixelStats& op, const View& v, int64_t offset, int64_t begin, int64_t length, const T* in) {
-  Stored* data = reinterpret_cast<Stored*>(v.data);
-  runs(op, v, offset, begin, length, [=](int64_t where, int64_t stride, int64_t count, int64_t at) {
-    Stored* to = data + where;
-    const T* from = in + at;
-    if (stride == 1) {
-      SIMD for (int64_t i = 0; i < count; ++i) narrow(from[i], to[i]);
-    } else {
-      for (int64_t i = 0; i < count; ++i) narrow(from[i], to[i * stride]);
-    }
-  });
+inline void write_view(const PixelStats& op, const View& v, Stored* data, int64_t begin, int64_t length, const T* in) {
+  runs(op, v, begin, length,
+       [=](int64_t where, int64_t stride, int64_t count, int64_t at) { write(in + at, stride, count, data + where); });
 }
 
 template <typename T>
-void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const T* in);
-template <>
-void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const double* in) {
+void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const T* in) {
   const int64_t offset = n * v.batch + c * v.channel;
-  v.dtype == F64 ? write<double>(op, v, offset, begin, length, in) : write<float>(op, v, offset, begin, length, in);
-}
-template <>
-void store(const PixelStats& op, const View& v, int64_t n, int64_t c, int64_t begin, int64_t length, const float* in) {
-  const int64_t offset = n * v.batch + c * v.channel;
-  if (v.dtype == F32) write<float>(op, v, offset, begin, length, in);
-  if (v.dtype == F16) write<half>(op, v, offset, begin, length, in);
-  if (v.dtype == BF16) write<bfloat16>(op, v, offset, begin, length, in);
+  as_results(v, T(), [=, &op, &v](auto* data) { write_view(op, v, data + offset, begin, length, in); });
 }
 
 // Where the output is a row of T it is written in place; `row_out` says where, `finish` stores the rest.

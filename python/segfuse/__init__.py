@@ -22,6 +22,7 @@ else:
     from .ops.local_moments import local_moments
     from .ops.lovasz_extension import lovasz_extension
     from .ops.pixel_stats import pixel_stats
+    from .patch import patch, patched, unpatch
 
     __all__ = [
         "backends",
@@ -31,8 +32,11 @@ else:
         "local_moments",
         "losses",
         "lovasz_extension",
+        "patch",
+        "patched",
         "pixel_stats",
         "transforms",
+        "unpatch",
         "use_backend",
         *losses.__all__,
     ]

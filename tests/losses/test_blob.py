@@ -64,6 +64,11 @@ def test_one_pass_whatever_the_number_of_blobs(calls):
     assert calls == {"pixel_stats_forward": 1, "pixel_stats_backward": 1}
 
 
+def test_explained(backend):
+    for mode in ("binary", "multiclass"):
+        assert f"pixel_stats on {backend}: one pass" in sf.explain(sf.BlobLoss(), *problem(mode))
+
+
 def test_instances_given(backend):
     """The numbers do not matter, only what they tell apart; the background of the target stays background."""
     y = torch.tensor([[[0, 1, 1, 1, 0, 1, 0]], [[0, 1, 1, 0, 0, 1, 1]]])
@@ -80,6 +85,10 @@ def test_instances_given(backend):
         values.append(torch.stack(each).mean())
     close(found, torch.stack(values).mean(), 1e-13)
     close(sf.BlobLoss(weight_global=0.0)(x, y, instances=one * 1000), found, 1e-14)
+    with pytest.raises(ValueError, match="Try:"):
+        sf.BlobLoss()(x, y, instances=one[:1])
+    with pytest.raises(TypeError, match="no distance_map"):
+        sf.BlobLoss()(x, y, distance_map=one)
 
 
 @pytest.mark.parametrize("mode", ["multilabel", "multiclass"])

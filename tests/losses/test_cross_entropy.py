@@ -222,3 +222,25 @@ def test_top_k_with_masks_of_every_shape(backend):
     expected = per.sort(descending=True).values[: int(len(per) * 0.4)].mean()
     for m in (mask, mask[:, 0], mask.expand_as(x)):
         close(loss(x, y, mask=m), expected, 1e-13)
+
+
+def test_background_of_the_hardest_pixels(backend):
+    """None leaves it out where classes exclude each other, and there alone."""
+    for mode, same_as in (("multiclass", False), ("multilabel", True)):
+        x, y = problem(mode)
+        found, expected = (
+            evaluate(sf.TopKCrossEntropyLoss(k=30, mode=mode, include_background=include), x, y)
+            for include in (None, same_as)
+        )
+        close(found[0], expected[0], 1e-14)
+        close(found[1], expected[1], 1e-14)
+
+
+def test_derivatives_at_logit_zero():
+    """The slope of the logistic loss is 1/2 and its curvature 1/4 there, also under create_graph=True."""
+    x = torch.zeros((1, 1, 2, 2), dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[[[0, 1], [1, 0]]]])
+    (grad,) = torch.autograd.grad(sf.CrossEntropyLoss()(x, y), x, create_graph=True)
+    torch.testing.assert_close(grad, (0.5 - y.double()) / 4)
+    (curvature,) = torch.autograd.grad(grad.sum(), x)
+    torch.testing.assert_close(curvature, torch.full_like(x, 1 / 16))

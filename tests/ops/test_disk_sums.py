@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compare import close
-from hard_pairs import HARD, blob_pair, matches_reference, pair_of, run, same_for_any_threads
+from hard_pairs import HARD, blob_pair, each_fast, matches_reference, pair_of, run, same_for_any_threads
 from segfuse.ops.disk_sums import disk_sums
 
 pytest.importorskip("segfuse._cpp")
@@ -69,10 +69,11 @@ def test_same_bits_for_any_number_of_threads(shape, threads):
     same_for_any_threads(partial(disk_sums, radii=(2, 5)), blob_pair(shape))
 
 
-def test_nan_is_seen():
+@each_fast
+def test_nan_is_seen(backend):
     pair = blob_pair((2, 1, 20, 20))
     pair.p[0, 0, 3, 4] = torch.nan
-    value, grad = run(disk_sums, pair, "cpp")
+    value, grad = run(disk_sums, pair, backend)
     assert value[0].isnan() and value[1].isfinite()
     assert grad[0, 0, 3, 4].isnan() and grad[1].isfinite().all()
 

@@ -36,6 +36,12 @@ def backend(request):
         yield request.param
 
 
+@pytest.fixture(params=FAST or ["reference"])
+def fast(request):
+    with use_backend(request.param):
+        yield request.param
+
+
 def random(seed: int, *shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -111,7 +117,7 @@ def implied(indices: Tensor, spacing: tuple[float, ...] | None = None) -> Tensor
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_equals_scipy(name, shape):
+def test_equals_scipy(fast, name, shape):
     mask = MASKS[name](*shape)
     expected, both = scipy_edt(mask), two_sided(mask)
     squares = (expected**2).round()
@@ -132,15 +138,15 @@ def test_equals_scipy(name, shape):
     "shape", [(1023, 1024), (1025, 31), (1200, 1200), (2, 2048), (2048, 3), (7, 1025, 2), (2, 9, 1024)], ids=str
 )
 @pytest.mark.parametrize("name", ["blob", "sparse", "corner", "thin", "parabola", "diagonal"])
-def test_long_sides(name, shape):
+def test_long_sides(fast, name, shape):
     mask = MASKS[name](*shape)
     assert same(edt(mask[None], squared=True)[0].double(), (scipy_edt(mask) ** 2).round())
     assert same(edt(mask[None], mode="two_sided", squared=True)[0].double(), (two_sided(mask) ** 2).round())
 
 
 @pytest.mark.parametrize("name", ["one", "corner", "sparse"])
-@pytest.mark.parametrize("shape", [(5000,), (4200, 40), (40, 4200)], ids=str)
-def test_squares_beyond_float(name, shape):
+@pytest.mark.parametrize("shape", [(5000,), (4200, 40), (40, 4200), (6000, 3), (2, 33000)], ids=str)
+def test_squares_beyond_float(fast, name, shape):
     """4095^2 is the last square that float32 holds with all those below it."""
     mask = MASKS[name](*shape)
     squares = (scipy_edt(mask) ** 2).round()
@@ -226,8 +232,28 @@ def test_indices_lead_where_they_say(backend, mode):
     assert same(indices[:, 1].long(), grid(*labels.shape[1:]))  # one label: no distance, the pixel itself
 
 
+@pytest.mark.parametrize("mode", MODES[:4])
+@pytest.mark.parametrize("spacing", [None, (1.5, 0.7)], ids=["isotropic", "anisotropic"])
+def test_long_columns(fast, spacing, mode):
+    """Longer than any tile of a kernel."""
+    labels = ((random(1, 1, 6000, 3) < 0.01) + (random(2, 1, 6000, 3) < 0.001).long()).to(torch.int16)
+    distance, indices = edt(labels, mode=mode, spacing=spacing, return_indices=True)
+    with use_backend("reference"):
+        expected = edt(labels.mT.contiguous(), mode=mode, spacing=spacing and spacing[::-1]).mT  # far fewer steps
+    agree(distance, expected)
+    agree(edt(labels, mode=mode, spacing=spacing, dtype=torch.float64), expected)
+    agree(implied(indices, spacing), distance.abs())
+
+
+def test_many_classes(fast):
+    labels = (random(1, 2, 7, 33) * 300).to(torch.int16)
+    classes = tuple(range(-1, 299))
+    expected = torch.cat([edt(labels == c, mode="signed")[:, None] for c in classes], 1)
+    assert same(edt(labels, mode="signed", classes=classes), expected)
+
+
 @pytest.mark.parametrize("ratio", [1e-3, 1e-6, 1e-12, 1e-30])
-def test_uneven_spacing(ratio):
+def test_uneven_spacing(fast, ratio):
     mask = MASKS["dense"](30, 40)
     for spacing in ((1.0, ratio), (ratio, 1.0), (3 * ratio, ratio)):
         expected = scipy_edt(mask, spacing)
@@ -235,7 +261,7 @@ def test_uneven_spacing(ratio):
         agree(edt(mask[None], spacing=spacing)[0], expected.float(), 1e-6)
 
 
-def test_spacing_is_a_unit():
+def test_spacing_is_a_unit(fast):
     mask = MASKS["blob"](2, 30, 31)
     assert same(edt(mask, spacing=0.5), edt(mask) * 0.5)
     assert same(edt(mask, spacing=(0.25, 0.25), squared=True), edt(mask, squared=True) / 16)

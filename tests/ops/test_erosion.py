@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compare import close, same
-from hard_pairs import HARD, blob_pair, matches_reference, pair_of, run, same_for_any_threads, wider
+from hard_pairs import HARD, blob_pair, each_fast, matches_reference, pair_of, run, same_for_any_threads, wider
 from segfuse.ops.erosion import NORMS, erosion
 
 pytest.importorskip("segfuse._cpp")
@@ -23,12 +23,13 @@ def test_matches_reference(name, dtype):
     matches_reference(partial(erosion, steps=3, norm="double"), pair_of(name, dtype, background=False))
 
 
+@each_fast
 @pytest.mark.parametrize("shape", [(2, 1, 61), (2, 1, 45, 50), (1, 1, 150, 131), (1, 1, 20, 21, 22)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_deep_errors(setting, shape):
+def test_deep_errors(setting, shape, backend):
     """Regions that survive many erosions."""
-    matches_reference(partial(erosion, **SETTINGS[setting]), blob_pair(shape, torch.float64))
-    fast = run(partial(erosion, **SETTINGS[setting]), blob_pair(shape), "cpp")
+    matches_reference(partial(erosion, **SETTINGS[setting]), blob_pair(shape, torch.float64), [backend])
+    fast = run(partial(erosion, **SETTINGS[setting]), blob_pair(shape), backend)
     exact = run(partial(erosion, **SETTINGS[setting]), wider(blob_pair(shape)), "reference")
     close(fast[0], exact[0], 1e-5)
     close(fast[1], exact[1], 1e-4)
@@ -55,14 +56,15 @@ def test_everything_is_wrong(side):
             matches_reference(partial(erosion, steps=steps), pair)
 
 
-def test_ties_share_the_gradient():
+@each_fast
+def test_ties_share_the_gradient(backend):
     """A plateau of the maximum, mirrored: the gradient is mirrored."""
     p = torch.zeros(1, 1, 9, 9)
     p[0, 0, 2:7, 2:7] = 1
     p[0, 0, 4, 4] = 0.8
     pair = replace(blob_pair((1, 1, 9, 9)), p=p, code=torch.zeros(p.shape, dtype=torch.int16))
     matches_reference(partial(erosion, steps=3), pair)
-    _, grad = run(partial(erosion, steps=3), pair, "cpp")
+    _, grad = run(partial(erosion, steps=3), pair, backend)
     assert grad.any() and same(grad, grad.flip(2)) and same(grad, grad.flip(3)) and same(grad, grad.mT)
 
 
@@ -80,10 +82,11 @@ def test_same_bits_for_any_number_of_threads(shape, threads):
     same_for_any_threads(erosion, blob_pair(shape))
 
 
-def test_nan_is_seen():
+@each_fast
+def test_nan_is_seen(backend):
     pair = blob_pair((2, 1, 20, 20))
     pair.p[0, 0, 3, 4] = torch.nan
-    value, grad = run(erosion, pair, "cpp")
+    value, grad = run(erosion, pair, backend)
     assert value[0].isnan() and value[1].isfinite()
     assert grad[0, 0, 3, 4].isnan() and grad[1].isfinite().all()
 

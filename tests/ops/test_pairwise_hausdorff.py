@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compare import close
-from hard_pairs import HARD, blob_pair, matches_reference, pair_of, run, same_for_any_threads, wider
+from hard_pairs import FAST, HARD, blob_pair, each_fast, matches_reference, pair_of, run, same_for_any_threads, wider
 from segfuse.ops.pairwise_hausdorff import pairwise_hausdorff
 
 pytest.importorskip("segfuse._cpp")
@@ -31,12 +31,13 @@ def test_matches_reference(name, dtype):
         matches_reference(partial(pairwise_hausdorff, alpha=-2.0), pair_of(name, dtype, background=False))
 
 
+@each_fast
 @pytest.mark.parametrize("shape", [(2, 1, 61), (1, 1, 33, 35), (1, 1, 9, 10, 11)], ids=str)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings(setting, shape):
+def test_settings(setting, shape, backend):
     op = partial(pairwise_hausdorff, **SETTINGS[setting])
-    matches_reference(op, blob_pair(shape, torch.float64))
-    fast, exact = run(op, blob_pair(shape), "cpp"), run(op, wider(blob_pair(shape)), "reference")
+    matches_reference(op, blob_pair(shape, torch.float64), [backend])
+    fast, exact = run(op, blob_pair(shape), backend), run(op, wider(blob_pair(shape)), "reference")
     close(fast[0], exact[0], 2e-6)
     close(fast[1], exact[1], 1e-5)
 
@@ -50,13 +51,14 @@ def test_gradcheck(setting):
     assert torch.autograd.gradgradcheck(op, p)
 
 
+@each_fast
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_certain_probabilities(setting):
+def test_certain_probabilities(setting, backend):
     """p = 1 on a point is a distance of eps, p = 0 everywhere the diagonal: finite, and no power overflows."""
     pair = blob_pair((1, 1, 12, 13))
     for p in (pair.code.float(), 1 - pair.code.float(), torch.zeros(pair.p.shape), torch.ones(pair.p.shape)):
         exact = run(partial(pairwise_hausdorff, **SETTINGS[setting]), replace(pair, p=p.double()), "reference")
-        fast = run(partial(pairwise_hausdorff, **SETTINGS[setting]), replace(pair, p=p), "cpp")
+        fast = run(partial(pairwise_hausdorff, **SETTINGS[setting]), replace(pair, p=p), backend)
         assert fast[0].isfinite().all() and fast[1].isfinite().all()
         close(fast[0], exact[0], 1e-4)
 
@@ -76,7 +78,7 @@ def test_by_hand():
     close(pairwise_hausdorff(pair, form="power_min")[0, 0], near + least, 1e-13)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
 def test_points(backend):
     """The pixels of a mask, given as coordinates; coordinates between pixels; none."""
     pair = blob_pair((2, 1, 9, 11), torch.float64)
@@ -102,11 +104,12 @@ def test_same_bits_for_any_number_of_threads(setting, shape, threads):
     same_for_any_threads(partial(pairwise_hausdorff, **SETTINGS[setting]), blob_pair(shape))
 
 
+@each_fast
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_nan_is_seen(setting):
+def test_nan_is_seen(setting, backend):
     pair = blob_pair((2, 1, 20, 20))
     pair.p[0, 0, 3, 4] = torch.nan
-    value, grad = run(partial(pairwise_hausdorff, **SETTINGS[setting]), pair, "cpp")
+    value, grad = run(partial(pairwise_hausdorff, **SETTINGS[setting]), pair, backend)
     assert value[0].isnan() and value[1].isfinite()
     assert grad[0, 0, 3, 4].isnan() and grad[1].isfinite().all()
 

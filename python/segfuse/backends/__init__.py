@@ -28,6 +28,8 @@ OPS = (
     "cmssl",
 )
 NAMES = ("cuda", "cpp", "numba", "reference")
+#: Values that do not fit raise on a GPU as on the CPU. Looking at them waits for the device: without it they give NaN.
+DEBUG = os.environ.get("SEGFUSE_DEBUG", "") not in ("", "0")
 _ENVIRONMENT = os.environ.get("SEGFUSE_BACKEND") or None  # read once, at import
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_backend", default=None)
 

@@ -5,6 +5,7 @@ from .blob import *
 from .boundary import *
 from .combo import *
 from .cross_entropy import *
+from .deep_supervision import *
 from .dice import *
 from .distance_map import *
 from .exponential_logarithmic import *
@@ -56,4 +57,5 @@ __all__ = [
     "DiceFocalLoss",
     "ExponentialLogarithmicLoss",
     "UnifiedFocalLoss",
+    "DeepSupervisionLoss",
 ]

@@ -6,6 +6,7 @@ needs is found by running it. A sum of losses is one such formula, so it is one 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
+from .._compiled import evaluate as evaluate_compiled
+from .._compiled import register
 from ..backends import forced
 from ..ops import pixel_stats as op
 from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
@@ -124,6 +127,27 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name.strip("_").removesuffix("Loss")).lower()
 
 
+@functools.lru_cache(maxsize=64)
+def beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """The numbers in float64, moved to a device once: each move would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+def _compilable(forward: Any) -> Any:
+    """The same method, as one operator of the graph where it is compiled."""
+
+    @functools.wraps(forward)
+    def call(self: Loss, input: Tensor, target: Tensor, **given: Any) -> Any:
+        if not torch.compiler.is_compiling() or not isinstance(input, Tensor):  # a list of outputs is traced
+            return forward(self, input, target, **given)
+        if self.compiles:
+            return evaluate_compiled(self, input, target, **given)
+        return torch.compiler.disable(forward)(self, input, target, **given)
+
+    return call
+
+
 class Loss(nn.Module):
     """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
 
@@ -152,6 +176,11 @@ class Loss(nn.Module):
         """Its value is a formula on sums."""
         return not self.own_pass
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "forward" in vars(cls):
+            cls.forward = _compilable(cls.forward)  # type: ignore[method-assign]
+
     def __init__(
         self,
         *,
@@ -163,6 +192,7 @@ class Loss(nn.Module):
         include_background: bool | None = True,
     ) -> None:
         super().__init__()
+        self.__dict__["compiled_name"] = register(self)
         self._formulas: dict[Any, Formula] = {}
         self._calls: dict[Any, Call] = {}
         self.mode = one_of("mode", mode, op.MODES)
@@ -194,6 +224,8 @@ class Loss(nn.Module):
         """The value, reduced, of a loss with a pass of its own."""
         raise NotImplementedError
 
+    compiles = True  # into one operator of a graph; otherwise it breaks the graph
+
     measures = False  # pixels are weighed by a distance map
 
     def distances(self, x: Tensors, g: Geometry) -> Tensor:
@@ -214,6 +246,7 @@ class Loss(nn.Module):
 
     # ---------------------------------------------------------------- calling
 
+    @_compilable
     def forward(
         self,
         input: Tensor,
@@ -248,8 +281,7 @@ class Loss(nn.Module):
         value, terms = self.evaluate(*self.prepare(input, target, weight_map, mask, distance_map), return_terms)
         if not return_terms:
             return value
-        named = dict(zip(self.term_names(), terms, strict=True)) or {snake(type(self).__name__): value.detach()}
-        return value, named
+        return value, dict(zip(self.reported(), terms or [value.detach()], strict=True))
 
     def run(
         self,
@@ -264,7 +296,7 @@ class Loss(nn.Module):
         """Checks the arguments and computes the value; ``more`` goes to :meth:`compute`."""
         x, g = self.check(input, target, weight_map, mask, distance_map)
         value = self.compute(x, g, **more).to(torch.float64 if x.input.dtype == torch.float64 else torch.float32)
-        return (value, {snake(type(self).__name__): value.detach()}) if return_terms else value
+        return (value, dict(zip(self.reported(), [value.detach()], strict=True))) if return_terms else value
 
     def check(
         self,
@@ -355,6 +387,25 @@ class Loss(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_formulas": {}, "_calls": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["compiled_name"] = register(self)
+
+    def reported(self) -> list[str]:
+        """The names of the terms that ``return_terms`` gives."""
+        return self.term_names() or [snake(type(self).__name__)]
+
+    def value_shape(self, g: Geometry) -> tuple[int, ...]:
+        """The shape of the value."""
+        if self.reduction != "none":
+            return ()
+        if self.own_pass:
+            raise NotImplementedError(
+                f"{type(self).__name__} with reduction='none' does not compile: its shape follows from the data. "
+                "Try: torch.compiler.disable(loss)"
+            )
+        return self.formula_for(g).value_shape(g)
 
     def extra_repr(self) -> str:
         shown = []
@@ -498,6 +549,9 @@ class PixelLoss(Loss):
         if self.reduction != "none":
             return super().evaluate(x, call, with_terms)
         return loss_map(x, call), []
+
+    def value_shape(self, g: Geometry) -> tuple[int, ...]:
+        return g.map_shape if self.reduction == "none" else ()
 
     def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
         if self.reduction != "none":

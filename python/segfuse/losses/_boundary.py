@@ -12,7 +12,7 @@ from ..backends import pick
 from ..ops._hard_pair import HardPair, hard_pair
 from ..ops.formula import one_per_class
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, UnbackedOptions
+from ._base import Loss, UnbackedOptions, beside
 
 
 class HardLoss(Loss):
@@ -37,7 +37,7 @@ class HardLoss(Loss):
         raise NotImplementedError
 
     def reduce(self, sums: Tensor, pair: HardPair) -> Tensor:
-        counts = pair.counts().to(sums.device)
+        counts = pair.counts()
         v = self.class_weights(pair, sums)
         if self.reduction == "none":
             return v * sums / counts.clamp(min=1)
@@ -50,8 +50,8 @@ class HardLoss(Loss):
     def class_weights(self, pair: HardPair, like: Tensor) -> Tensor:
         """``(1, C)`` of the classes that count."""
         classes = pair.p.shape[1]
-        v = (1.0,) * classes if self.class_weight is None else one_per_class(self.class_weight, classes)
-        return like.new_tensor(v)[None, pair.first :]
+        v = (1.0,) * classes if self.class_weight is None else tuple(one_per_class(self.class_weight, classes))
+        return beside(v, like.device)[None, pair.first :]
 
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)

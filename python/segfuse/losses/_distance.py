@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats, ratio, where
-from ..ops.pixel_stats import Geometry, Tensors
+from ..ops.pixel_stats import Geometry, Tensors, may_look
 from ._base import Loss, Options, UnbackedOptions, number, one_of
 from .cross_entropy import CrossEntropyLoss
 
@@ -68,18 +68,30 @@ def valid(x: Tensors, g: Geometry) -> Tensor:
     return kept & (x.mask.reshape(g.shape[0], channels, *g.spatial) != 0)
 
 
-def target_masks(x: Tensors, g: Geometry) -> Tensor:
+def _soft(x: Tensors, g: Geometry, kept: Tensor) -> Tensor:
+    labels = x.target.reshape(g.shape)
+    return kept & (labels != 0) & (labels != 1)
+
+
+def hard_only(d: Tensor, x: Tensors, g: Geometry) -> Tensor:
+    """A map made of :func:`target_masks`; NaN where those could not look and the target is soft."""
+    if may_look(x.target) or g.index_target or not x.target.dtype.is_floating_point:
+        return d
+    return torch.where(_soft(x, g, valid(x, g)).any(), torch.nan, d)
+
+
+def target_masks(x: Tensors, g: Geometry, wait: bool = False) -> Tensor:
     """The target as labels ``(N, *spatial)``, -1 where nothing counts, or as masks ``(N, C, *spatial)``.
 
     Raises:
-        ValueError: the target is soft.
+        ValueError: the target is soft. On a GPU only with ``wait``, as that waits for the device.
     """
     kept = valid(x, g)
     if g.index_target:
         return torch.where(kept, x.target.reshape(kept.shape).to(torch.int32), -1).squeeze(1).contiguous()
     labels = x.target.reshape(g.shape)
-    if labels.dtype.is_floating_point:
-        soft = kept & (labels != 0) & (labels != 1)
+    if labels.dtype.is_floating_point and (wait or may_look(labels)):
+        soft = _soft(x, g, kept)
         if bool(soft.any()):
             raise ValueError(
                 f"a distance needs a hard target of 0 and 1; got {float(labels[soft][0]):g}. Try: target > 0.5"

@@ -14,7 +14,7 @@ from ..maps import connected_components
 from ..ops import pixel_stats as op
 from ..ops.formula import tensor_stats
 from ..ops.pixel_stats import Geometry, Mode, Plan, Segments, Tensors
-from ._base import Loss, number, one_of, refuse_map
+from ._base import Loss, number, one_of
 from ._distance import one_hot, per_class, target_masks, valid
 from .dice import DiceLoss
 
@@ -42,7 +42,8 @@ class BlobLoss(Loss):
     Source: Kofler et al. 2022 (arXiv 2205.08209).
     """
 
-    fusable = False
+    own_pass = True
+    compiles = False  # vmap cannot run inside an operator
 
     def __init__(
         self,
@@ -84,30 +85,39 @@ class BlobLoss(Loss):
         input: Tensor,
         target: Tensor,
         *,
-        weight_map: Tensor | None = None,
-        mask: Tensor | None = None,
-        distance_map: None = None,
         instances: Tensor | None = None,
         return_terms: bool = False,
+        **call: Any,
     ) -> Any:
         """As :meth:`Loss.forward`; ``instances`` is a label map shaped like ``weight_map`` may be."""
-        refuse_map(self, distance_map)
-        x, g = op.check(
-            input,
-            target,
-            mode=self.mode,
-            from_logits=self.from_logits,
-            ignore_index=self.ignore_index,
-            weight_map=weight_map,
-            mask=mask,
-            distance_map=instances,
-        )
+        terms: dict[str, Tensor] = {}
+        value = self.run(input, target, **call, instances=instances, terms=terms)
+        return (value, {name: term.to(value.dtype) for name, term in terms.items()}) if return_terms else value
+
+    def explanation(self, input: Tensor, target: Tensor) -> str:
+        x, g = self.check(input, target, None, None)
+        kernels = op.backend(x.input, g, Plan(())).__name__.split(".")[-2]
+        whole = "" if g.shape[1] == 1 else "; the criterion on all classes is a call of its own"
+        return f"mode {g.mode}, {g.activation}; pixel_stats on {kernels}: one pass for the sums of all blobs{whole}"
+
+    def compute(
+        self,
+        x: Tensors,
+        g: Geometry,
+        *,
+        instances: Tensor | None = None,
+        terms: dict[str, Tensor] | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Also fills ``terms``."""
+        if instances is not None:
+            instances = op.check(x.input, x.target, mode=g.mode, distance_map=instances)[0].distance
         first = int(self.leaves_out_background(g))
         self._configure(background=not first)
-        masks = one_hot(target_masks(x, g), g)[:, first:]
+        masks = one_hot(target_masks(x, g, wait=True), g)[:, first:]
         pixels, own = self._binary(x, g, masks, first)
         rows, axes = own.shape[0], len(g.spatial)
-        found = connected_components(masks, axes) if x.distance is None else _renumber(x.distance, masks, g, first)
+        found = connected_components(masks, axes) if instances is None else _renumber(instances, masks, g, first)
         found = found.reshape(rows, *g.spatial)
         row = torch.arange(rows, dtype=torch.int32, device=found.device).reshape(-1, *[1] * axes)
         count = int(found.max()) if found.numel() else 0
@@ -142,10 +152,10 @@ class BlobLoss(Loss):
             whole = background.index_add(1, owner, blobs)[..., None]
             whole = self.criterion.value(tensor_stats(whole, plan, own))
         else:
-            whole = self.criterion(input, target, weight_map=weight_map, mask=mask)
-        dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
-        value = (self.weight_global * whole + self.weight_blob * blob).to(dtype)
-        return (value, {"global": whole.detach().to(dtype), "blob": blob.detach().to(dtype)}) if return_terms else value
+            whole = self.criterion(x.input, x.target, weight_map=x.weight, mask=x.mask)
+        if terms is not None:
+            terms.update({"global": whole.detach(), "blob": blob.detach()})
+        return self.weight_global * whole + self.weight_blob * blob
 
     def _configure(self, background: bool) -> None:
         """The criterion reads the logits as this loss does."""

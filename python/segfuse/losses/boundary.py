@@ -9,7 +9,7 @@ from ..maps import signed_distance
 from ..ops.formula import Array, PixelStats
 from ..ops.pixel_stats import Geometry, Tensors
 from ._base import number
-from ._distance import DistanceLoss, DistanceOptions, target_masks
+from ._distance import DistanceLoss, DistanceOptions, hard_only, target_masks
 
 __all__ = ["BoundaryLoss"]
 
@@ -34,7 +34,7 @@ class BoundaryLoss(DistanceLoss):
     def distances(self, x: Tensors, g: Geometry) -> Tensor:
         if x.distance is not None:
             return x.distance
-        return self.field(signed_distance, target_masks(x, g), x, g, delta=self.delta)
+        return hard_only(self.field(signed_distance, target_masks(x, g), x, g, delta=self.delta), x, g)
 
     def total(self, s: PixelStats) -> Array:
         return s.distance_pred

@@ -139,7 +139,7 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
 
     def _valid(self, x: Tensors, g: Geometry) -> Tensor | None:
         """Which values of the loss map may be chosen, a row for each selection; None: all."""
-        drop = not self.include_background and g.shape[1] > 1
+        drop = self.leaves_out_background(g)
         if never_ignored(x, g) and not drop:
             return None
         kept = _kept(x, g)

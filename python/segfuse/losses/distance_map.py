@@ -16,6 +16,7 @@ from ._distance import (
     MappedCrossEntropyLoss,
     Spacing,
     dtype,
+    hard_only,
     label_map,
     one_hot,
     positive,
@@ -57,7 +58,7 @@ class DistanceMapCrossEntropyLoss(MappedCrossEntropyLoss):
         labels = label_map(target_masks(x, g), g)
         classes, normalized = max(g.shape[1], 2), self.phi == "normalized"
         phi = boundary_penalty(labels, len(g.spatial), classes, normalized, self.spacing, dtype(x))
-        return (phi.unsqueeze(1) if g.exclusive else phi).add_(1)
+        return hard_only((phi.unsqueeze(1) if g.exclusive else phi).add_(1), x, g)
 
 
 class UNetWeightedCrossEntropyLoss(CrossEntropyLoss):
@@ -110,7 +111,7 @@ class UNetWeightedCrossEntropyLoss(CrossEntropyLoss):
     def distances(self, x: Tensors, g: Geometry) -> Tensor:
         if x.distance is not None:
             return x.distance
-        masks, axes = target_masks(x, g), len(g.spatial)
+        masks, axes = target_masks(x, g, wait=True), len(g.spatial)  # components wait in any case
         if not g.exclusive:
             return self._gaps(connected_components(masks, axes), axes, dtype(x))
         # Touching objects of different classes are different instances.

@@ -13,12 +13,13 @@ from ..ops._hard_pair import HardPair
 from ..ops.distance_transform_edt import distance_transform_edt
 from ..ops.formula import Array, PixelStats
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Options, one_of
+from ._base import Options
 from ._boundary import HardLoss
 from ._distance import (
     DistanceLoss,
     DistanceOptions,
     dtype,
+    hard_only,
     hard_option,
     per_class,
     positive,
@@ -59,7 +60,10 @@ class HausdorffDTLoss(DistanceLoss):
         self.hard = hard_option(hard)
 
     def distances(self, x: Tensors, g: Geometry) -> Tensor:
-        d = self._power(target_masks(x, g), x, g) if x.distance is None else x.distance.to(dtype(x)) ** self.alpha
+        if x.distance is None:
+            d = hard_only(self._power(target_masks(x, g), x, g), x, g)
+        else:
+            d = x.distance.to(dtype(x)) ** self.alpha
         if self.one_sided:
             return d
         return self._power(predicted_masks(x, g, self.hard), x, g).add_(per_class(d, g))
@@ -99,12 +103,12 @@ class HausdorffCVLoss(HardLoss):
         *,
         alpha: float = 2.0,
         radii: Sequence[int] = (3, 6, 9, 12, 15, 18),
-        hard: Literal["threshold", "argmax"] = "threshold",
+        hard: str = "threshold",
         **common: Unpack[Options],
     ) -> None:
         super().__init__(**common)
         self.alpha, self.radii = alpha, tuple(radii)
-        self.hard = one_of("hard", hard, ("threshold", "argmax"))
+        self.hard = hard_option(hard)
         disk_sums.check(self.radii, alpha)
 
     def sums(self, pair: HardPair) -> Tensor:

@@ -16,6 +16,7 @@ from ._distance import (
     MappedCrossEntropyLoss,
     Spacing,
     dtype,
+    hard_only,
     hard_option,
     one_hot,
     predicted_masks,
@@ -68,4 +69,4 @@ class ShapeAwareLoss(MappedCrossEntropyLoss):
         if self.form == "curve":
             d = torch.where(ours, d, 0).sum(space, keepdim=True, dtype=torch.float64).to(d.dtype) / length.clamp(min=1)
         e = torch.where((target != prediction) & (length > 0), d, 0)
-        return (e.sum(1, keepdim=True) if g.exclusive else e).add_(1)
+        return hard_only((e.sum(1, keepdim=True) if g.exclusive else e).add_(1), x, g)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from ..ops import cmssl, local_moments, ssim
 from ..ops.formula import one_per_class
 from ..ops.local_moments import Kernel, Padding, Window, make_window
 from ..ops.pixel_stats import Geometry, Tensors
-from ._base import Loss, Options, number, one_of, weights_tuple
+from ._base import Loss, Options, beside, number, one_of, weights_tuple
 from .cross_entropy import CrossEntropyLoss
 from .focal import FocalLoss
 
@@ -70,10 +71,6 @@ class WindowLoss(Loss):
     def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         return self.windowed(x, g)
 
-    def forward(self, input: Tensor, target: Tensor, *, return_terms: bool = False, **call: Any) -> Any:
-        value, terms = super().forward(input, target, return_terms=True, **call)
-        return (value, {name: term.sum() for name, term in terms.items()}) if return_terms else value
-
     def window_for(self, spatial: tuple[int, ...]) -> Window:
         return make_window(self.window, self.sigma, self.kernel, self.padding, spatial)
 
@@ -86,11 +83,12 @@ class WindowLoss(Loss):
         how = "fused sweeps over the windows" if fused else "torch operations on local_moments"
         return f"mode {g.mode}, {g.activation}; {self.op} on {kernels}: {how}"
 
-    def class_weights(self, g: Geometry) -> Tensor | None:
-        """``(C,)``."""
+    def class_weights(self, g: Geometry, like: Tensor) -> tuple[Tensor, tuple[float, ...]] | tuple[None, None]:
+        """``(C,)`` in float64 beside ``like``, and as numbers."""
         if self.class_weight is None:
-            return None
-        return torch.tensor(one_per_class(self.class_weight, g.shape[1]), dtype=torch.float64)
+            return None, None
+        numbers = tuple(one_per_class(self.class_weight, g.shape[1]))
+        return beside(numbers, like.device), numbers
 
 
 class SSIMLoss(WindowLoss):
@@ -135,26 +133,26 @@ class SSIMLoss(WindowLoss):
         self.scale_weights = weights_tuple("scale_weights", scale_weights, ("wang",))
 
     def windowed(self, x: Tensors, g: Geometry) -> Tensor:
-        first, v = self.first_class(g), self.class_weights(g)
+        first = self.first_class(g)
         if self.scale_weights is None:
             similarity, count = self.mean(x, g, first)
         else:
             similarity, count = self.over_scales(x, g, first)
-        loss = torch.where(count > 0, 1 - similarity, 0)[:, first:]
-        v = None if v is None else v.to(loss.device)[first:]
-        weighted = loss if v is None else v * loss
+        loss = torch.where(count == 0, 0, 1 - similarity)[:, first:]
+        v, numbers = self.class_weights(g, loss)
+        weighted = loss if v is None else v[first:] * loss
         if self.reduction == "none":
             return weighted
         if self.reduction == "sum":
             return weighted.sum()
-        total = loss.shape[1] if v is None else float(v.sum())
+        total = loss.shape[1] if numbers is None else math.fsum(numbers[first:])
         return weighted.sum() / (loss.shape[0] * total) if loss.shape[0] * total else weighted.sum()
 
     def mean(self, x: Tensors, g: Geometry, first: int, contrast: bool = False) -> tuple[Tensor, Tensor]:
         """Mean SSIM, or its second factor, of every group ``(N, C)``, and the sum of its weights."""
         c1, c2 = ((k * self.data_range) ** 2 for k in (self.k1, self.k2))
         total, count = ssim.sums(x, g, ssim.Ssim(self.window_for(g.spatial), c1, c2, contrast, first))
-        return torch.where(count > 0, total / torch.where(count > 0, count, 1), 1), count
+        return torch.where(count == 0, 1, total / torch.where(count == 0, 1, count)), count
 
     def over_scales(self, x: Tensors, g: Geometry, first: int) -> tuple[Tensor, Tensor]:
         weights = WANG if self.scale_weights == "wang" else self.scale_weights
@@ -250,15 +248,15 @@ class CMSSLLoss(WindowLoss):
             detach=self.detach_e,
             first_class=self.first_class(g),
         )
-        v = self.class_weights(g)
+        v, _ = self.class_weights(g, x.input)
         if self.reduction == "none":
             return cmssl.loss_map(x, g, settings, v)
         total, selected = cmssl.sums(x, g, settings)
-        value = (total if v is None else v.to(total.device) * total).sum()
+        value = (total if v is None else v * total).sum()
         if self.reduction == "sum":
             return value
         count = selected.sum()
-        return torch.where(count > 0, value / torch.where(count > 0, count, 1), 0)
+        return torch.where(count == 0, 0, value / torch.where(count == 0, 1, count))
 
     _entropy: tuple[Any, Any] = (None, None)  # for which state, the loss
 

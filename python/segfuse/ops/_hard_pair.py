@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pixel_stats import Geometry, Tensors, raise_invalid
+from .pixel_stats import Geometry, Tensors, may_look, raise_invalid
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class HardPair:
     code: Tensor  # int16: class numbers (N, 1, *spatial), or 0 and 1 (N, C, *spatial); -1 is ignored
     weight: Tensor | None  # (N, 1 or C, *spatial), dtype of p
     index: bool  # code holds class numbers
-    ignores: bool  # some pixel is ignored
+    ignores: bool  # some pixel may be ignored
     first: int  # classes before it are left out
 
     @property
@@ -54,33 +54,41 @@ class HardPair:
         """Valid pixels of every group, ``(N, C)`` float64."""
         if self.ignores:
             return self.valid.flatten(2).sum(2, dtype=torch.float64)
-        return torch.full(self.groups, self.p[0, 0].numel() if self.p.numel() else 0, dtype=torch.float64)
+        pixels = self.p[0, 0].numel() if self.p.numel() else 0
+        return torch.full(self.groups, pixels, dtype=torch.float64, device=self.p.device)
 
 
 def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> HardPair:
     """Probabilities and labels of a checked call (:func:`~segfuse.ops.pixel_stats.check`).
 
     Raises:
-        ValueError: a target that is neither 0, 1 nor ignored, or no class number; not 1 to 3 spatial axes.
+        ValueError: a target that is neither 0, 1 nor ignored, or no class number; not 1 to 3 spatial axes. On a GPU,
+            where looking at values would wait for it, such a pixel gets probability NaN.
     """
     if not 1 <= len(g.spatial) <= 3:
         raise ValueError(
             f"input must have 1 to 3 spatial axes for a loss of distances; got shape {g.shape}. "
             "Try: input.flatten(4), if axes 2 and 3 are neighbours in space"
         )
-    code, ignored = _code(x, g)
+    code, ignored, broken = _code(x, g)
+    weight = None if x.weight is None else _channel_axis(x.weight, g)
+    if weight is not None and may_look(weight):
+        if bool((weight < 0).any()):
+            raise_invalid(x, g)
+    elif weight is not None:
+        broken = weight < 0 if broken is None else broken | (weight < 0)
+        weight = weight.abs()  # a pixel of no weight would not be seen
     z = x.input.reshape(g.shape).contiguous()
     if z.dtype != torch.float64:
         z = z.float()
     if ignored is not None:
         z = torch.where(ignored, 0, z)
+    if broken is not None:
+        z = torch.where(broken, torch.nan, z)
     p = torch.softmax(z, 1) if g.activation == "softmax" else torch.sigmoid(z) if g.activation == "sigmoid" else z
     p = p.contiguous()  # where() may have taken the strides of the mask
-    weight = x.weight
     if weight is not None:
-        if bool((weight < 0).any()):
-            raise_invalid(x, g)
-        weight = _channel_axis(weight, g).to(p.dtype).contiguous()
+        weight = weight.to(p.dtype).contiguous()
     first = 1 if not include_background and g.shape[1] > 1 else 0
     return HardPair(p, code, weight, g.index_target or g.exclusive, ignored is not None, first)
 
@@ -89,41 +97,49 @@ def _channel_axis(x: Tensor, g: Geometry) -> Tensor:
     return x.unsqueeze(1) if x.ndim == len(g.spatial) + 1 else x
 
 
-def _code(x: Tensors, g: Geometry) -> tuple[Tensor, Tensor | None]:
-    """int16 labels, -1 where ignored, and where that is; None: nowhere."""
-    labels = _channel_axis(x.target, g)
+def _code(x: Tensors, g: Geometry) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """int16 labels, -1 where ignored, where that is, and where a label does not fit; None: nowhere."""
+    labels, look = _channel_axis(x.target, g), may_look(x.target)
+    wrong: Tensor | None = None
     if labels.dtype in (torch.bool, torch.uint16, torch.uint32, torch.uint64):
         labels = labels.to(torch.uint8 if labels.dtype == torch.bool else torch.int64)
     index = g.index_target
     if g.exclusive and not index:
-        labels, index = _classes(labels, g), True
-    elif labels.numel() and labels.dtype.is_floating_point:
+        (labels, wrong), index = _classes(labels, g, look), True
+    elif look and labels.numel() and labels.dtype.is_floating_point:
         soft = labels[(labels > 0) & (labels < (g.shape[1] - 1 if index else 1)) & (labels != labels.round())]
         _refuse_soft(soft, g)
     top = g.shape[1] - 1 if index else 1
     if labels.numel() == 0:
-        return labels.to(torch.int16), None
-    low, high = labels.aminmax()
-    if x.mask is None and low >= 0 and high <= top and not 0 <= g.ignore_index <= top:
-        return labels.contiguous().to(torch.int16), None
+        return labels.to(torch.int16), None, None
+    if look:
+        low, high = labels.aminmax()
+        if x.mask is None and low >= 0 and high <= top and not 0 <= g.ignore_index <= top:
+            return labels.contiguous().to(torch.int16), None, None
     ignored = labels == g.ignore_index
     if x.mask is not None:
         ignored = ignored | (_channel_axis(x.mask, g) == 0)
-    if bool((~ignored & ~((labels >= 0) & (labels <= top))).any()):
-        raise_invalid(x, g)
-    return labels.masked_fill(ignored, -1).contiguous().to(torch.int16), ignored
+    fits = (labels >= 0) & (labels <= top)
+    if look:
+        if bool((~ignored & ~fits).any()):
+            raise_invalid(x, g)
+        return labels.masked_fill(ignored, -1).contiguous().to(torch.int16), ignored, None
+    if labels.dtype.is_floating_point:
+        fits = fits & (labels == labels.round())
+    broken = ~ignored & (~fits if wrong is None else ~fits | wrong)
+    return labels.masked_fill(broken, 0).masked_fill(ignored, -1).contiguous().to(torch.int16), ignored, broken
 
 
-def _classes(hot: Tensor, g: Geometry) -> Tensor:
-    """Class numbers ``(N, 1, *spatial)`` of a one-hot target."""
+def _classes(hot: Tensor, g: Geometry, look: bool) -> tuple[Tensor, Tensor]:
+    """Class numbers ``(N, 1, *spatial)`` of a one-hot target, and where it is none; raises if it may look."""
     ignored = (hot == g.ignore_index).any(1, keepdim=True)
     one = hot == 1
     wrong = ~ignored & ((one.sum(1, keepdim=True) != 1) | ~(one | (hot == 0)).all(1, keepdim=True))
-    if bool(wrong.any()):
+    if look and bool(wrong.any()):
         values = hot.movedim(1, -1)[wrong[:, 0]]
         _refuse_soft(values[(values != 0) & (values != 1)], g)
         _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel, but as many as ")
-    return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(ignored, g.ignore_index)
+    return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(ignored, g.ignore_index), wrong
 
 
 def _refuse_soft(found: Tensor, g: Geometry, what: str = "0 or 1 everywhere; got ") -> None:

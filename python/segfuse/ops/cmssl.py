@@ -61,9 +61,8 @@ def sums(x: Tensors, g: Geometry, o: Cmssl) -> tuple[Tensor, Tensor]:
     else:
         from ..backends.reference import cmssl as reference
 
-        rows, invalid = reference.sums(x, g, o, None if _on_reference(x, o) else local_moments.moments)
-        if invalid:
-            raise_invalid(x, g)
+        moments = None if _on_reference(x, o) else local_moments.moments
+        rows = local_moments.checked(*reference.sums(x, g, o, moments), x, g)
     return rows[0], rows[1].detach()
 
 
@@ -72,9 +71,8 @@ def loss_map(x: Tensors, g: Geometry, o: Cmssl, class_weight: Tensor | None) -> 
     from ..backends.reference import cmssl as reference
 
     moments = None if _on_reference(x, o) else local_moments.moments
-    value, _, invalid = reference.terms(x, g, o, moments)
-    if invalid:
-        raise_invalid(x, g)
+    value, _, broken = reference.terms(x, g, o, moments)
+    value = local_moments.checked(value, broken, x, g)
     if class_weight is not None:
         value = value * class_weight.to(value.dtype).reshape(1, -1, 1)
     return (value.sum(1) if g.exclusive else value).reshape(g.map_shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backends import pick
-from .pixel_stats import FLOATING, Geometry, _fail, _shape
+from .pixel_stats import FLOATING, Geometry, Tensors, _fail, _shape, may_look, raise_invalid
 
 Kernel = Literal["gaussian", "box"]
 Padding = Literal["zeros", "valid"]
@@ -203,3 +203,13 @@ def local_moments(
 def takes_fused(g: Geometry, window: Window) -> bool:
     """Whether a fused op on windows takes this target: exclusive classes need class numbers."""
     return window.native and (g.index_target or not g.exclusive)
+
+
+def checked(value: Tensor, broken: Tensor, x: Tensors, g: Geometry) -> Tensor:
+    """The value, where the number of targets and weights out of range is 0; otherwise raises, or on a GPU, where that
+    would wait for it, NaN."""
+    if not may_look(x.input):
+        return torch.where(broken > 0, torch.nan, value)
+    if broken:
+        raise_invalid(x, g)
+    return value

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backends import pick
 from ._hard_pair import HardPair, by_group
+from .pixel_stats import may_look
 
 FORMS = ("generalized_mean", "power_min")
 
@@ -23,8 +24,11 @@ def check(alpha: float, eps: float, form: str) -> None:
         raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}; got {form!r}. Try: form={FORMS[0]!r}")
 
 
-def check_points(points: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Coordinates of every group, float64, for probabilities of ``shape`` (N, C, *spatial)."""
+def check_points(points: Sequence[Tensor], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Coordinates of every group, float64, for probabilities of ``shape`` (N, C, *spatial) on a device.
+
+    On a GPU a coordinate that is not finite makes the loss NaN.
+    """
     groups, dims = shape[0] * shape[1], len(shape) - 2
     if len(points) != groups:
         raise ValueError(
@@ -38,9 +42,9 @@ def check_points(points: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[Tens
                 f"points must be tensors (number of points, {dims}), in pixels along each spatial axis; got {given}. "
                 "Try: (mask > 0).nonzero()"
             )
-        if not bool(t.isfinite().all()):
+        if may_look(t) and not bool(t.isfinite().all()):
             raise ValueError("points must be finite; got nan or inf. Try: t[t.isfinite().all(1)]")
-    return tuple(t.detach().to("cpu", torch.float64).contiguous() for t in points)
+    return tuple(t.detach().to(device, torch.float64).contiguous() for t in points)
 
 
 def pairwise_hausdorff(
@@ -75,7 +79,7 @@ def pairwise_hausdorff(
     """
     check(alpha, eps, form)
     if points is not None:
-        points = check_points(points, (*pair.groups, *pair.p.shape[2:]))
+        points = check_points(points, (*pair.groups, *pair.p.shape[2:]), pair.p.device)
     from ..backends.reference import pairwise_hausdorff as reference
 
     return by_group(

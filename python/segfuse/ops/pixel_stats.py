@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..backends import pick
+from ..backends import DEBUG, pick
 
 Mode = Literal["auto", "binary", "multilabel", "multiclass"]
 MODES = ("auto", "binary", "multilabel", "multiclass")
@@ -243,6 +243,11 @@ def _plain(x: Tensor | None) -> Any:
     if x is None or type(x) is Tensor or type(x) is torch.nn.Parameter:
         return x
     return x.as_subclass(Tensor)
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether a check may read values: on a GPU that waits for the device, and is for debugging alone."""
+    return DEBUG or not x.is_cuda
 
 
 def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:

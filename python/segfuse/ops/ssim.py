@@ -69,9 +69,7 @@ def sums(x: Tensors, g: Geometry, o: Ssim) -> tuple[Tensor, Tensor]:
         from ..backends.reference import ssim as reference
 
         moments = None if _on_reference(x, o) else local_moments.moments
-        rows, invalid = reference.sums(x, g, o, moments)
-        if invalid:
-            raise_invalid(x, g)
+        rows = local_moments.checked(*reference.sums(x, g, o, moments), x, g)
     return rows[0], rows[1]
 
 

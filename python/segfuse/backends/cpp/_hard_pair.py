@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import _cpp
 from ...ops._hard_pair import HardPair
-from .pixel_stats import DTYPE
+from .._layout import describe_pair
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
@@ -18,15 +18,4 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
 
 
 def native(pair: HardPair, grad: Tensor | None) -> _cpp.HardPair:
-    return _cpp.HardPair(
-        shape=pair.p.shape,
-        first=pair.first,
-        dtype=DTYPE[pair.p.dtype],
-        index=pair.index,
-        plain=not pair.ignores and pair.weight is None,
-        weight_per_class=pair.weight is not None and pair.weight.shape[1] > 1,
-        p=pair.p.data_ptr(),
-        code=pair.code.data_ptr(),
-        weight=0 if pair.weight is None else pair.weight.data_ptr(),
-        grad=0 if grad is None else grad.data_ptr(),
-    )
+    return _cpp.HardPair(**describe_pair(pair, grad))

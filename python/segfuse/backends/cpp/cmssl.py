@@ -10,7 +10,8 @@ from torch import Tensor
 from ... import _cpp
 from ...ops.cmssl import SCOPES, Cmssl
 from ...ops.pixel_stats import Geometry, Tensors
-from .local_moments import Buffers, computed, gradient_without, pointers, window_pass
+from .._layout import Buffers, computed, pointers
+from .local_moments import gradient_without, window_pass
 from .pixel_stats import refuses as refuses
 
 

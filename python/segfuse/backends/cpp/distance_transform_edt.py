@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import _cpp
-from ...ops.distance_transform_edt import MODES, Request, instances
-from .pixel_stats import DTYPE, HUGE
+from ...ops.distance_transform_edt import Request, instances
+from .._layout import describe_distances
+from .pixel_stats import HUGE
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
@@ -29,28 +30,12 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
         second = _empty(output_shape, request.dtype)
     elif request.indices:
         second = _empty((request.spatial, *output_shape), torch.int32)
-    leading = input.ndim - request.spatial
-    axes = list(zip(input.shape[leading:], input.stride()[leading:], request.spacing))
-    if not request.indices:
-        axes = [axis for axis in axes if axis[0] != 1]  # so that the last axis is as long as it can be
-    shape, strides, spacing = zip(*[(1, 0, 1.0)] * (3 - len(axes)), *axes)
     unfit = _cpp.distance_transform_edt(
+        **describe_distances(input, request),
         input=input.data_ptr(),
-        dtype=DTYPE[input.dtype],
-        leading_shape=input.shape[:leading],
-        leading_strides=input.stride()[:leading],
-        shape=shape,
-        strides=strides,
-        spacing=spacing,
-        mode=MODES.index(request.mode),
-        classes=request.classes,
-        threshold=request.threshold or 0.0,
-        squared=request.squared,
         output=output.data_ptr(),
-        output_double=request.dtype == torch.float64,
         second=0 if second is None or request.indices else second.data_ptr(),
         indices=0 if second is None or not request.indices else second.data_ptr(),
-        axes=request.spatial,
         threads=torch.get_num_threads(),
     )
     if unfit:  # instance numbers above 2^31: number them from 1

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from math import inf
 
 import torch
 from torch import Tensor
 
 from ... import _cpp
 from ...ops._hard_pair import HardPair
+from .._layout import pairwise_mean
 from ._hard_pair import native
 from ._hard_pair import refuses as refuses
 from .pixel_stats import empty_gradient
-
-HARMONIC, POWER_MEAN, LEAST, POWER_MIN = range(4)  # enum PairwiseMean in csrc/segfuse.h
 
 
 def forward(
@@ -32,7 +30,7 @@ def forward(
     given = torch.cat([*points, torch.zeros(1, pair.p.ndim - 2, dtype=torch.float64)]) if points is not None else None
     _cpp.pairwise_hausdorff_forward(
         pair=native(pair, grad),
-        mean=POWER_MIN if form == "power_min" else {-1.0: HARMONIC, -inf: LEAST}.get(alpha, POWER_MEAN),
+        mean=pairwise_mean(alpha, form),
         exponent=alpha,
         eps=eps,
         points=0 if given is None else given.data_ptr(),

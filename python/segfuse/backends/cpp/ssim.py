@@ -10,7 +10,8 @@ from torch import Tensor
 from ... import _cpp
 from ...ops.pixel_stats import Geometry, Tensors
 from ...ops.ssim import Ssim
-from .local_moments import Buffers, gradient_without, pointers, window_pass
+from .._layout import Buffers, pointers
+from .local_moments import gradient_without, window_pass
 from .pixel_stats import refuses as refuses
 
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from ... import _cuda
+from .. import DEBUG as DEBUG
 from .. import forced
 
-#: Targets out of range raise, as on the CPU; each call then waits for the device.
-DEBUG = os.environ.get("SEGFUSE_DEBUG", "") not in ("", "0")
 DEVICE = "cpu" if _cuda.EMULATED else "cuda"
 
 
-def refuses(input: Tensor, device: str | None = None) -> str | None:
+def elsewhere(input: Tensor, device: str | None = None) -> str | None:
+    """Why a tensor cannot be read from here, whatever its dtype."""
     device = device or input.device.type
     if device != DEVICE:
         return f"it runs on a GPU, the input is on {device}"
-    if _cuda.EMULATED and forced() != "cuda":
-        return "it is emulated, for tests"
-    if input.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        return f"{input.dtype} is not compiled in"
-    return None if _cuda.EMULATED else _wrong_gpu(torch.cuda.current_device())
+    if _cuda.EMULATED:
+        return None if forced() == "cuda" else "it is emulated, for tests"
+    return _wrong_gpu(torch.cuda.current_device())
 
 
 def idle() -> str | None:
@@ -50,6 +47,11 @@ def _wrong_gpu(index: int) -> str | None:
         if (kind != "real" and built <= (major, minor)) or (built[0] == major and built[1] <= minor):
             return None
     return f"its kernels are built for {', '.join(_cuda.ARCHITECTURES)}, the GPU has compute capability {major}.{minor}"
+
+
+def refuses(input: Tensor, device: str | None = None) -> str | None:
+    floating = input.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    return elsewhere(input, device) or (None if floating else f"{input.dtype} is not compiled in")
 
 
 def where(x: Tensor) -> tuple[int, int]:

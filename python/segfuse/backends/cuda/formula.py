@@ -23,18 +23,23 @@ class Native(NamedTuple):
 
     layout: _cuda.Pass
     tables: tuple[Tensor, Tensor, Tensor]  # code, constants, outputs; on the device
-    code: tuple[int, int, int, int, int]  # their addresses, number of instructions and of outputs
+    code: tuple[int, int, int, int, int, int, int]  # their addresses and lengths, and the entries of all arrays
     pass_room: int  # bytes
     formula_room: int
+
+
+def _addresses(a: Tensor, b: Tensor, c: Tensor) -> tuple[int, int, int]:
+    return a.data_ptr(), b.data_ptr(), c.data_ptr()
 
 
 def _native(call: Call, x: Tensors) -> Native:
     if call.native is None:
         g, f = call.geometry, call.formula
         code, constants, outputs = f.instructions.values()
+        laid, total = _cuda.formula_layout(code=code, N=g.shape[0], C=g.shape[1])
         device = x.input.device
         tables = (
-            torch.tensor(code, dtype=torch.int32, device=device),
+            torch.tensor(laid, dtype=torch.int32, device=device),
             torch.tensor(constants, dtype=torch.float64, device=device),
             torch.tensor(outputs, dtype=torch.int32, device=device),
         )
@@ -42,16 +47,16 @@ def _native(call: Call, x: Tensors) -> Native:
         call.native = Native(
             own,
             tables,
-            (tables[0].data_ptr(), tables[1].data_ptr(), tables[2].data_ptr(), len(code) // 5, len(outputs)),
+            (*_addresses(*tables), len(laid) // 6, len(constants), len(outputs), total),
             _cuda.pixel_stats_workspace(layout=own),
-            _cuda.formula_workspace(code=code, N=g.shape[0], C=g.shape[1]),
+            2 * 8 * total,
         )
     return call.native
 
 
 def fits(call: Call, x: Tensors) -> bool:
-    """The pass has room for its classes."""
-    return _native(call, x).pass_room >= 0
+    """The pass has room for its classes. ``x`` may still lack what is measured."""
+    return _cuda.pixel_stats_workspace(layout=layout(x, call.geometry, call.formula.plan)) >= 0
 
 
 def forward(

@@ -18,7 +18,9 @@ from .ssim import centred, images
 _DIMS = {"batch": (0, 1, 2), "sample": (1, 2), "class": (0, 2)}
 
 
-def terms(x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor, int]:
+def terms(
+    x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``u f e l`` and f of every element, each ``(N, C, S)``, and the number of targets or weights out of range."""
     s, p, y = images(x, g)
     mp, vp, my, vy, _ = (moments or local_moments.forward)(p, y, o.window)
@@ -44,10 +46,10 @@ def terms(x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None 
     loss = _where_positive(s.y, s.lp) if g.exclusive else _entropy(s, g)
     infinite = loss == torch.inf  # such a loss says nothing about e
     product = torch.where(infinite, e.detach() * loss, e * torch.where(infinite, 0, loss))
-    return torch.where(f & (s.u != 0), s.u * product, 0), f, s.invalid
+    return torch.where(f & (s.u != 0), s.u * product, 0), f, s.broken
 
 
-def sums(x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None) -> tuple[Tensor, int]:
+def sums(x: Tensors, g: Geometry, o: Cmssl, moments: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor]:
     """Sums ``(2, N, C)``, differentiable, and the number of targets or weights out of range."""
-    value, f, invalid = terms(x, g, o, moments)
-    return torch.stack([value.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64)]), invalid
+    value, f, broken = terms(x, g, o, moments)
+    return torch.stack([value.sum(-1, dtype=torch.float64), f.sum(-1, dtype=torch.float64)]), broken

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ...ops.pixel_stats import Geometry, Plan, Row, Segments, Tensors, Term
 
@@ -32,7 +33,12 @@ class Pixels:
     m: Tensor  # 1 valid, 0 not
     u: Tensor  # m times the weight map
     d: Tensor  # distance map, 0 where not valid; 1 without one
-    invalid: int
+    broken: Tensor  # how many targets and weights are out of range
+
+    @property
+    def invalid(self) -> int:
+        """The same as a number: waits for a GPU."""
+        return int(self.broken)
 
 
 def _expand(x: Tensor, g: Geometry) -> Tensor:
@@ -55,9 +61,9 @@ def pixels(x: Tensors, g: Geometry) -> Pixels:
     fits = (labels >= 0) & (labels <= (C - 1 if g.index_target else 1))
     if g.index_target and labels.dtype.is_floating_point:
         fits = fits & (labels == labels.round())
-    invalid = int((kept & ~fits).sum())
+    broken = (kept & ~fits).sum()
     if x.weight is not None:
-        invalid += int((x.weight < 0).sum())
+        broken = broken + (x.weight < 0).sum()
     m = (kept & fits).expand(N, C, S)
     if g.index_target:
         y = labels == torch.arange(C, device=z.device).reshape(1, C, 1).to(labels.dtype)
@@ -90,11 +96,11 @@ def pixels(x: Tensors, g: Geometry) -> Pixels:
         q = torch.where(is_top, others / (one + others), 1 - p)
         lp = (top.detach() - z) + torch.log1p(others + (one - 1))
         lq = -torch.log(q)
-    return Pixels(p, q, lp, lq, y, m, u, d, invalid)
+    return Pixels(p, q, lp, lq, y, m, u, d, broken)
 
 
 def _softplus(x: Tensor) -> Tensor:
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return -logsigmoid(-x)  # has its derivatives at 0 too, unlike max(x, 0) + log(1 + exp(-|x|))
 
 
 def _where_positive(weight: Tensor, value: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def images(x: Tensors, g: Geometry) -> tuple[Any, Tensor, Tensor]:
     return s, torch.where(s.m, s.p, 0).reshape(g.shape), s.y.reshape(g.shape)
 
 
-def sums(x: Tensors, g: Geometry, o: Ssim, moments: Callable[..., Any] | None = None) -> tuple[Tensor, int]:
+def sums(x: Tensors, g: Geometry, o: Ssim, moments: Callable[..., Any] | None = None) -> tuple[Tensor, Tensor]:
     """Sums ``(2, N, C)``, differentiable, and the number of targets or weights out of range."""
     s, p, y = images(x, g)
     mp, vp, my, vy, cov = (moments or local_moments.forward)(p, y, o.window)
@@ -39,4 +39,4 @@ def sums(x: Tensors, g: Geometry, o: Ssim, moments: Callable[..., Any] | None = 
     u = centred(s.u.reshape(g.shape), o.window)
     used = (torch.arange(g.shape[1], device=p.device) >= o.first_class).to(torch.float64)
     rows = [torch.where(u == 0, 0, u * similar), u]
-    return torch.stack([used * row.flatten(2).sum(-1, dtype=torch.float64) for row in rows]), s.invalid
+    return torch.stack([used * row.flatten(2).sum(-1, dtype=torch.float64) for row in rows]), s.broken

@@ -1,0 +1,199 @@
+"""The door for ``torch.compile``: a loss is one operator there, so that a graph has no break.
+
+A graph holds the name of a loss and calls the kernels that eager code calls. The backward operator of a formula on sums
+gets the sums from the forward one; for every other loss it runs the forward pass again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_numbers = itertools.count()
+_losses: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def register(loss: Any) -> str:
+    """A name under which compiled graphs find the loss."""
+    name = str(next(_numbers))
+    _losses[name] = loss
+    return name
+
+
+def evaluate(
+    loss: Any,
+    input: Tensor,
+    target: Tensor,
+    weight_map: Tensor | None = None,
+    mask: Tensor | None = None,
+    distance_map: Tensor | None = None,
+    return_terms: bool = False,
+) -> Any:
+    """What ``loss(input, target, ...)`` returns, as one operator of a graph."""
+    value, terms, _ = _forward(
+        loss.compiled_name, input, target, weight_map, mask, distance_map, list(loss.parameters()), return_terms
+    )
+    if not return_terms:
+        return value
+    return value, dict(zip(loss.reported(), terms.detach().unbind(), strict=True))
+
+
+@contextlib.contextmanager
+def _autograd() -> Iterator[None]:
+    """Inside an operator autograd is switched off; this switches it on."""
+    keys = torch._C.DispatchKey
+    guard = torch._C._SetExcludeDispatchKeyGuard
+    with guard(keys.AutogradFunctionality, False), guard(keys.AutogradOther, False), torch.enable_grad():
+        yield
+
+
+def _keeps_sums(loss: Any) -> bool:
+    """The forward operator gives the sums to the backward one."""
+    return loss.fusable and loss.measurer is None and loss.reduction != "none"
+
+
+def _given(weight_map: Tensor | None, mask: Tensor | None, distance_map: Tensor | None) -> dict[str, Tensor]:
+    maps = {"weight_map": weight_map, "mask": mask, "distance_map": distance_map}
+    return {name: value for name, value in maps.items() if value is not None}
+
+
+_ARGUMENTS = (
+    "str name, Tensor input, Tensor target, Tensor? weight_map, Tensor? mask, Tensor? distance_map, Tensor[] parameters"
+)
+
+
+@torch.library.custom_op(
+    "segfuse::loss", mutates_args=(), schema=f"({_ARGUMENTS}, bool with_terms) -> (Tensor, Tensor, Tensor)"
+)
+def _forward(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight_map: Tensor | None,
+    mask: Tensor | None,
+    distance_map: Tensor | None,
+    parameters: Sequence[Tensor],
+    with_terms: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, terms and sums; empty where not asked for or not kept."""
+    loss = _losses[name]
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    no_terms, no_sums = input.new_empty(0, dtype=dtype), input.new_empty(0, dtype=torch.float64)
+    with _autograd(), torch.no_grad():  # formulas are differentiated on the way
+        if _keeps_sums(loss):
+            x, call = loss.prepare(input, target, weight_map, mask, distance_map)
+            g, plan = call.geometry, call.formula.plan
+            if call.backend is not None:
+                held = torch.stack(list(parameters)).to(torch.float64) if parameters else None
+                terms = input.new_empty(len(call.formula.outputs) - 1, dtype=torch.float64) if with_terms else None
+                value, invalid, sums, _ = call.backend.forward(call, x, held, terms, False)
+                if invalid:
+                    from .ops.pixel_stats import raise_invalid
+
+                    raise_invalid(x, g)
+                if terms is not None and not len(terms):
+                    terms = value.detach().to(torch.float64).reshape(1)
+                return value, no_terms if terms is None else terms.to(dtype), sums
+            sums = input.new_zeros((plan.rows, *g.shape[:2]), dtype=torch.float64)
+        else:
+            sums = no_sums
+        value, named = loss(input, target, **_given(weight_map, mask, distance_map), return_terms=True)
+    terms = torch.stack([t.reshape(()) for t in named.values()]).to(dtype) if with_terms else no_terms
+    return value.clone(), terms, sums
+
+
+@_forward.register_fake
+def _(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight_map: Tensor | None,
+    mask: Tensor | None,
+    distance_map: Tensor | None,
+    parameters: Sequence[Tensor],
+    with_terms: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = _losses[name]
+    _, g = loss.check(input, target, weight_map, mask, distance_map)
+    g = replace(g, shape=(g.shape[0], int(g.shape[1]), *g.shape[2:]))  # one graph for each number of classes
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    rows = loss.formula_for(g).plan.rows if _keeps_sums(loss) else None
+    return (
+        input.new_empty(loss.value_shape(g), dtype=dtype),
+        input.new_empty(len(loss.reported()) if with_terms else 0, dtype=dtype),
+        input.new_empty((0,) if rows is None else (rows, *g.shape[:2]), dtype=torch.float64),
+    )
+
+
+@torch.library.custom_op(
+    "segfuse::loss_backward", mutates_args=(), schema=f"({_ARGUMENTS}, Tensor grad, Tensor sums) -> (Tensor, Tensor[])"
+)
+def _backward(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight_map: Tensor | None,
+    mask: Tensor | None,
+    distance_map: Tensor | None,
+    parameters: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    loss = _losses[name]
+    if _keeps_sums(loss):
+        x, call = loss.prepare(input, target, weight_map, mask, distance_map)
+        if call.backend is not None:
+            held = torch.stack(list(parameters)).to(torch.float64) if parameters else None
+            first, many = call.backend.backward(call, x, held, sums, grad, None, True)
+            rest = [] if many is None else [g.to(p.dtype) for g, p in zip(many.unbind(), parameters, strict=True)]
+            return first, [g.clone() for g in rest]
+    with _autograd():
+        input = input.detach().requires_grad_()
+        value = loss(input, target, **_given(weight_map, mask, distance_map))
+        first, *rest = torch.autograd.grad(value, [input, *loss.parameters()], grad, allow_unused=True)
+    first = torch.zeros_like(input) if first is None else first
+    return first, [torch.zeros_like(p) if g is None else g for g, p in zip(rest, parameters, strict=True)]
+
+
+@_backward.register_fake
+def _(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight_map: Tensor | None,
+    mask: Tensor | None,
+    distance_map: Tensor | None,
+    parameters: Sequence[Tensor],
+    grad: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    return torch.empty_like(input), [torch.empty_like(p) for p in parameters]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    name, *tensors, parameters, _ = inputs
+    ctx.name = name
+    ctx.save_for_backward(*tensors, output[2], *parameters)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    *tensors, sums = ctx.saved_tensors[:6]
+    first, rest = _backward(ctx.name, *tensors, list(ctx.saved_tensors[6:]), grad, sums)
+    return None, first, None, None, None, None, rest, None
+
+
+def _refuse(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        "a compiled loss has no second derivatives. Try: torch.compiler.disable(loss), whose eager call has them"
+    )
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
