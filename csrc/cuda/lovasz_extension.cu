@@ -1,11 +1,10 @@
 // The Lovasz extension on a GPU: keys of every pixel, then for some classes at a time a stable radix sort, a scan of
 // the positives and the weights. Backward: one pass over the logits and the slopes.
 //
-// Memory:    C s + L + 4 C bytes for each pixel must move forward (s: of a logit, L: of a label, 4 of a slope; double
-//            for double logits), 2 C s + 4 C backward. Sorting takes about 100 bytes for each pixel and class on top,
-//            50 where no gradient is wanted, since keys then move alone: digits of 8 bits, each read twice and written
-//            once. Room for 16 bytes of every pixel of the classes that are sorted at a time: about LOT pixels, which
-//            mostly stay in the L2 cache.
+// Memory:    C s + L + 4 C bytes for each pixel must move forward, 2 C s + 4 C backward (s: of a logit, L: of a label;
+//            4 of a slope, 8 for double logits). Sorting moves about 100 more for each pixel and class, half as many
+//            without a gradient, since keys then move alone: each of 4 digits (8 of double) is read twice and written
+//            once. Its room is 16 bytes (24) for each pixel that is sorted at a time, about LOT, and mostly L2 cache.
 // Left out:  ignored pixels, hinge errors <= 0, and negatives below the last positive, whose weights are 0, are dropped
 //            by the first pass. A class that is not wanted, or absent where only present ones count, is not sorted.
 // Numerics:  float (double for double logits) for the errors; weights in double, in closed form, from whole counts.

@@ -81,6 +81,21 @@ def test_every_loss(variant, mode, dtype):
     close(found_grad, grad.double(), 1e-9 if dtype == torch.float64 else 2e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("per_image", [False, True], ids=["batch", "image"])
+@pytest.mark.parametrize("shape", [(1, 1, 3_000_017), (300, 1, 65, 67), (3, 1, 1001, 1003)], ids=str)
+def test_order_of_lovasz(shape, per_image, dtype):
+    """As many pixels as it takes to fill the device; hinge errors are the same bits everywhere."""
+    from ops import test_lovasz_extension as shared
+
+    x, y = shared.tricky(shape, dtype)
+    expected = shared.run("reference", x, y, per_image, "all", {})
+    found = [t.cpu() for t in shared.run("cuda", x.cuda(), y.cuda(), per_image, "all", {})]
+    close(found[0], expected[0], 1e-12)
+    assert same(found[1], expected[1])
+    assert bool(((found[2] - expected[2]).abs() <= 3e-7 * expected[2].abs()).all())
+
+
 # ------------------------------------------------------------------------------------------- streams, graphs, scaling
 
 LOSSES = {

@@ -28,7 +28,7 @@ def run(backend: str, x: Tensor, y: Tensor, per_image: bool, classes: Any, call:
         x = x.detach().requires_grad_()
         tensors, g = check(x, y, **call)
         value, positives = op.lovasz(tensors, g, op.problems(g, per_image, classes))
-        scale = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)
+        scale = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype, device=x.device).reshape(value.shape)
         (grad,) = torch.autograd.grad((value * scale).sum(), x)
     return value.detach(), positives, grad
 

@@ -33,7 +33,8 @@ class LovaszLoss(Loss):
     The target is hard (0, 1 or class numbers), and a weight map has no meaning here; the mean over classes takes
     ``class_weight``. Probabilities of a sigmoid (``from_logits=False``) are turned back into logits.
     For a gradient 4 bytes of every logit are kept (8 for float64), twice what half logits take; the value alone needs
-    them of an eighth of the classes, and at least 4, at a time.
+    them of an eighth of the classes, and at least 4, at a time. A GPU takes 16 bytes more (24 for float64) for each
+    pixel that it sorts at a time: those of one class, or of several with up to 4 million pixels together.
     Source: Berman et al. 2018 (arXiv 1705.08790), algorithm 1.
     """
 
