@@ -49,11 +49,11 @@ class OnTargets(nn.Module):
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         if not self.ignores_last:
-            return self.loss(net_output, target)  # type: ignore[no-any-return]
-        return self.loss(net_output, target[:, :-1], mask=target[:, -1:] == 0)  # type: ignore[no-any-return]
+            return self.loss(net_output, target)
+        return self.loss(net_output, target[:, :-1], mask=target[:, -1:] == 0)
 
 
-class nnUNetTrainerSegfuse(nnUNetTrainer):  # type: ignore[misc]
+class nnUNetTrainerSegfuse(nnUNetTrainer):
     """Dice plus cross-entropy in one pass, with the values of ``nnUNetTrainer``.
 
     Labels and regions, an ignore label, deep supervision with nnU-Net's weights, and Dice over the batches of all
