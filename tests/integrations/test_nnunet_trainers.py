@@ -160,6 +160,17 @@ def test_the_others_train_what_is_valid(make, name, kind):
     torch.testing.assert_close(half, single(xs[0].bfloat16().float(), ys[0]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["nnUNetTrainerSegfuseBoundary", "nnUNetTrainerSegfuseHausdorff"])
+def test_distances_know_the_shape_of_a_voxel(make, name):
+    xs, ys = outputs("labels", 3)
+    trainer = make(name, dims=3)
+    trainer.configuration_manager.configuration["spacing"] = [3.0, 1.5, 1.5]
+    assert trainer.spacing == (2.0, 1.0, 1.0)
+    thick = trainer._build_loss()(xs, ys)
+    trainer.configuration_manager.configuration["spacing"] = [1.5, 1.5, 1.5]
+    assert thick.isfinite() and abs(float(thick - trainer._build_loss()(xs, ys))) > 1e-5
+
+
 def test_dice_term_of_sums_is_that_of_nnunet(make):
     """The sum that boundary and Hausdorff are added to is Dice + cross-entropy; a loss, not a score: 1 more."""
     for kind in ("labels", "labels_ignore"):
