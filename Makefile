@@ -50,8 +50,8 @@ demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compar
 test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-peers: $(PEERS_VENV)/.list  ## compare compat and patch with the libraries, in an environment of its own
-	$(PEERS_VENV)/bin/python -m pytest tests/compat $(ARGS)
+test-peers: $(PEERS_VENV)/.list  ## compare compat, patch and trainers with the libraries, in an environment of its own
+	$(PEERS_VENV)/bin/python -m pytest tests/compat tests/integrations tests/test_examples.py $(ARGS)
 
 cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
 	rm -rf build/cuda

@@ -1,4 +1,4 @@
-"""The door for ``torch.compile``: a loss is one operator there, so that a graph has no break.
+"""The doors for ``torch.compile`` and ``torch.jit``: a loss is one operator there, so that a graph has no break.
 
 A graph holds the name of a loss and calls the kernels that eager code calls. The backward operator of a formula on sums
 gets the sums from the forward one; for every other loss it runs the forward pass again.
@@ -7,14 +7,17 @@ gets the sums from the forward one; for every other loss it runs the forward pas
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import threading
+import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _numbers = itertools.count()
 _losses: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
@@ -197,3 +200,113 @@ def _refuse(ctx: Any, *_: Any) -> Any:
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+# ------------------------------------------------------------------------------------------- torch.jit
+
+_PROCESS = uuid.uuid4().hex
+_kept: dict[str, Any] = {}  # what traced and scripted graphs call by name, for as long as the process lives
+_here = threading.local()
+
+
+def tracing() -> bool:
+    """Whether ``torch.jit.trace`` is at work, outside of the operator."""
+    return torch.jit.is_tracing() and not getattr(_here, "inside", False)
+
+
+def keep(loss: Any) -> str:
+    """The name under which graphs of torch.jit find the loss; another process has no such name."""
+    name = f"{_PROCESS}-{id(loss)}"
+    _kept[name] = loss
+    return name
+
+
+def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The same method, as one operator of a trace."""
+
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not tracing():
+            return forward(self, *args, **kwargs)
+        given = {name: x for name, x in kwargs.items() if x is not None and x is not False}
+        tensors = [*(x for x in args if x is not None), *given.values()]
+        if not all(isinstance(x, Tensor) for x in tensors):  # lists of outputs, traced one by one
+            return forward(self, *args, **kwargs)
+        return _jit(keep(self), tensors, " ".join(given), list(self.parameters()))
+
+    return call
+
+
+class Scriptable:
+    """Lets ``torch.jit.script`` take a loss: the graph holds its name and calls the kernels that eager code calls."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        if list(self.parameters()):  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{type(self).__name__} learns a parameter, which would get no gradient from a script. "
+                "Try: torch.jit.trace"
+            )
+        return _Script(keep(self))
+
+
+class _Script(nn.Module):
+    """What stands for a loss in a scripted module (and, as torch has it, in the module that was scripted)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, input: Tensor, target: Tensor, mask: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 torch.jit
+        tensors = [input, target]
+        if mask is not None:
+            tensors.append(mask)
+        return torch.ops.segfuse.jit(self.name, tensors, "", [])
+
+
+def _eager(name: str, tensors: Sequence[Tensor], keywords: str) -> Tensor:
+    """The value of a kept loss; the last tensors are its keyword arguments."""
+    before, _here.inside = getattr(_here, "inside", False), True
+    try:
+        names = keywords.split()
+        n = len(tensors) - len(names)
+        value: Tensor = _kept[name](*tensors[:n], **dict(zip(names, tensors[n:])))
+    finally:
+        _here.inside = before
+    return value
+
+
+@torch.library.custom_op(
+    "segfuse::jit",
+    mutates_args=(),
+    schema="(str name, Tensor[] tensors, str keywords, Tensor[] parameters) -> Tensor",
+)
+def _jit(name: str, tensors: Sequence[Tensor], keywords: str, parameters: Sequence[Tensor]) -> Tensor:
+    """The value; ``parameters`` are those of the loss, so that they get their gradient."""
+    if name not in _kept:
+        raise RuntimeError(
+            "a traced or scripted loss lives in the process that made it, and this is another. "
+            "Try: trace or script the loss here, and save the model without it"
+        )
+    with _autograd(), torch.no_grad():
+        return _eager(name, tensors, keywords).clone()
+
+
+def _save_call(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.name, tensors, ctx.keywords, parameters = inputs
+    ctx.parameters = len(parameters)
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_call(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Runs the forward pass again."""
+    tensors = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
+    learned = list(_kept[ctx.name].parameters()) if ctx.parameters else []
+    with torch.enable_grad():
+        value = _eager(ctx.name, tensors, ctx.keywords)
+    wanted = [x for x in (*tensors, *learned) if x.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted, grad, allow_unused=True))
+    first, rest = ([next(found) if x.requires_grad else None for x in xs] for xs in (tensors, learned))
+    return None, first, None, rest
+
+
+_jit.register_autograd(_differentiate_call, setup_context=_save_call)

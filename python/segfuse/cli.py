@@ -1,4 +1,4 @@
-"""The ``segfuse`` command: ``segfuse doctor`` and ``segfuse demo``."""
+"""The ``segfuse`` command: ``segfuse doctor``, ``segfuse demo`` and ``segfuse nnunet``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from segfuse import doctor
+from segfuse.integrations import NNUNET_TRAINERS, nnunet_trainer_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,14 +18,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return demo.main(args[1:])
     options = _parser().parse_args(args)
+    if options.command == "nnunet":
+        print(nnunet_trainer_folder())
+        return 0
     return doctor.main(as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segfuse", description="Fused segmentation losses for PyTorch.")
     parser.add_argument("--version", action="version", version=f"segfuse {doctor.version('segfuse')}")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     doctor_parser = commands.add_parser("doctor", help="report what is installed, and why a backend is missing")
     doctor_parser.add_argument("--json", action="store_true", help="print the report as JSON")
     commands.add_parser("demo", help="train on small pictures and compare losses; see 'segfuse demo --help'")
+    commands.add_parser(
+        "nnunet",
+        help="print the folder where nnU-Net finds this package's trainers; see 'segfuse nnunet --help'",
+        description=_NNUNET.format(trainers="\n".join(f"  {n:32}{what}" for n, what in NNUNET_TRAINERS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     return parser
+
+
+_NNUNET = """\
+Print the folder with trainers for nnU-Net v2, which finds them by name in the folders of nnUNet_extTrainer:
+
+  export nnUNet_extTrainer=$(segfuse nnunet)
+  nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerSegfuse
+
+{trainers}
+
+Several folders are separated as in PATH. Inference looks the trainer up again: set the variable there too. Versions of
+nnU-Net that do not know it find the file of that folder after it is copied to nnunetv2/training/nnUNetTrainer.
+"""

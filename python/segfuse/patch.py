@@ -7,6 +7,7 @@ import, and torch itself is never touched.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.metadata
@@ -232,9 +233,20 @@ def _replace_forward(owner: type, ours: type[Any]) -> Callable[[], None]:
             return original(self, *args, **kwargs)
         return ours.forward(self, *args, **kwargs)
 
+    def prepare(self: Any) -> Any:
+        """What torch.jit.script takes: the same with the library's own source."""
+        if type(self).forward is not forward:
+            return self
+        plain = copy.copy(self)
+        plain._modules = plain._modules.copy()  # it is written to
+        plain.__class__ = type(type(self).__name__, (type(self),), {"forward": original})
+        return plain
+
     owner.forward = forward  # type: ignore[attr-defined]
+    owner.__prepare_scriptable__ = prepare  # type: ignore[attr-defined]
 
     def undo() -> None:
+        del owner.__prepare_scriptable__  # type: ignore[attr-defined]
         if own is None:
             del owner.forward  # type: ignore[attr-defined]
         else:

@@ -236,3 +236,14 @@ def test_torch_is_never_touched():
     for name in ("monai", "kornia"):
         segfuse.patch(name)
     assert all(getattr(torch.nn.functional, name) is x for name, x in before.items())
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss", "TverskyLoss"])
+def test_a_trace_and_a_script_are_the_librarys_own(name, calls):
+    with segfuse.patch("monai"):
+        loss = getattr(theirs, name)(**OPTIONS)
+        expected = loss(D.x, LABELS)
+        for graph in (torch.jit.trace(loss, (D.x, LABELS)), torch.jit.script(loss)):
+            assert passes(calls, graph) == 0
+            torch.testing.assert_close(graph(D.x, LABELS), expected, rtol=1e-6, atol=1e-8)
+        assert passes(calls, loss) == 1  # it stays as it was

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._compiled import Scriptable, traceable, tracing
 from ..losses._base import Loss, loss_map
 from ..ops.formula import Array, PixelStats, mean, tensor_stats
 from ..ops.pixel_stats import FLOATING, Geometry, Mode, Plan, Row
@@ -198,7 +199,7 @@ def add_up(terms: tuple[tuple[float, Term], ...], s: PixelStats) -> Array:
 
 def by_torch_because(input: Tensor, target: Tensor) -> str | None:
     """Why a pass would not do, if so."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or tracing():
         return "the call is being compiled"
     if torch._C._are_functorch_transforms_active():
         return "a functorch transform is active"
@@ -434,8 +435,13 @@ def recorded() -> Iterator[list[str]]:
         _record.reset(token)
 
 
-class Explained:
-    """Lets :func:`segfuse.explain` say what a call of a peer's class computes."""
+class Explained(Scriptable):
+    """Lets :func:`segfuse.explain` say what a call of a peer's class computes, and torch.jit take it as an operator."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "forward" in vars(cls):
+            cls.forward = traceable(vars(cls)["forward"])  # type: ignore[attr-defined]
 
     def explanation(self, *args: Any, **kwargs: Any) -> str:
         with recorded() as notes, torch.no_grad():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from .._compiled import evaluate as evaluate_compiled
-from .._compiled import register
+from .._compiled import Scriptable, register, traceable
 from ..backends import forced
 from ..ops import pixel_stats as op
 from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
@@ -148,7 +148,7 @@ def _compilable(forward: Any) -> Any:
     return call
 
 
-class Loss(nn.Module):
+class Loss(Scriptable, nn.Module):
     """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
 
     Args:
@@ -179,7 +179,7 @@ class Loss(nn.Module):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if "forward" in vars(cls):
-            cls.forward = _compilable(cls.forward)  # type: ignore[method-assign]
+            cls.forward = traceable(_compilable(cls.forward))  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -246,6 +246,7 @@ class Loss(nn.Module):
 
     # ---------------------------------------------------------------- calling
 
+    @traceable
     @_compilable
     def forward(
         self,
