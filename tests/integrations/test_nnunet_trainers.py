@@ -177,7 +177,8 @@ def test_dice_term_of_sums_is_that_of_nnunet(make):
         (x, *_), (y, *_) = outputs(kind, 2)
         trainer = make("nnUNetTrainerSegfuseBoundary", kind)
         theirs = make("nnUNetTrainer", kind)._build_loss().loss(x, y)
-        torch.testing.assert_close(trainer.on_targets(trainer.dice_and_entropy())(x, y), theirs + 1, rtol=1e-5, atol=1e-5)
+        found = trainer.on_targets(trainer.dice_and_entropy())(x, y)
+        torch.testing.assert_close(found, theirs + 1, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerSegfuse", "nnUNetTrainerSegfuseHausdorff"])
