@@ -798,7 +798,7 @@ class CompoundLoss(Loss):
         return some.check(input, target, weight_map, mask, distance_map)
 
     def term_names(self) -> list[str]:
-        return list(self.terms)
+        return list(self.weights_by_name)
 
     def _state(self) -> Any:
         return (self._changes, *self.weights_by_name.values(), *(term._state() for term in self.terms.values()))

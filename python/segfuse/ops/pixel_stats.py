@@ -239,10 +239,12 @@ def check(
 
 
 def _plain(x: Tensor | None) -> Any:
-    """Strips tensor subclasses; parameters and plain tensors pass."""
+    """Strips tensor subclasses; parameters, plain tensors and those that torch.compile traces with pass."""
     if x is None or type(x) is Tensor or type(x) is torch.nn.Parameter:
         return x
-    return x.as_subclass(Tensor)
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return x if isinstance(x, FakeTensor) else x.as_subclass(Tensor)
 
 
 def may_look(x: Tensor) -> bool:
