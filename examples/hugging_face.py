@@ -63,7 +63,9 @@ def main() -> None:
             use_cpu=True,
         )
         trainer = SegmentationTrainer(
-            model=SegformerForSemanticSegmentation(config), args=arguments, train_dataset=[example(i) for i in range(16)]
+            model=SegformerForSemanticSegmentation(config),
+            args=arguments,
+            train_dataset=[example(i) for i in range(16)],
         )
         trainer.train()
     values = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]

@@ -16,7 +16,10 @@ from compare import close, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own: torch.jit is deprecated
 
-GRAPHS = {"trace": lambda loss, x, y: torch.jit.trace(loss, (x, y)), "script": lambda loss, x, y: torch.jit.script(loss)}
+GRAPHS = {
+    "trace": lambda loss, x, y: torch.jit.trace(loss, (x, y)),
+    "script": lambda loss, x, y: torch.jit.script(loss),
+}
 graphs = pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS)
 
 

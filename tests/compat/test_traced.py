@@ -12,7 +12,9 @@ from test_shared import build, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CLASSES = [row for row in TABLE if inspect.isclass(getattr(importlib.import_module(f"segfuse.compat.{row[0]}"), row[1]))]
+CLASSES = [
+    row for row in TABLE if inspect.isclass(getattr(importlib.import_module(f"segfuse.compat.{row[0]}"), row[1]))
+]
 
 
 @pytest.mark.parametrize("row", CLASSES, ids=lambda row: f"{row[0]}-{row[1]}")
