@@ -41,7 +41,7 @@ SMOOTH = 1e-5  # nnU-Net's own
 
 
 class OnTargets(nn.Module):
-    """A loss of this library on nnU-Net's targets: class numbers, or regions with what to ignore in the last channel."""
+    """A loss on nnU-Net's targets: class numbers, or regions with what to ignore in the last channel."""
 
     def __init__(self, loss: Loss, ignores_last: bool) -> None:
         super().__init__()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
-from .._compiled import evaluate as evaluate_compiled
 from .._compiled import Scriptable, register, traceable
+from .._compiled import evaluate as evaluate_compiled
 from ..backends import forced
 from ..ops import pixel_stats as op
 from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
