@@ -13,7 +13,7 @@ import pytest
 BUILD = Path(__file__).parent.parent.parent / "build"
 LOG = BUILD / "cuda.log"
 # Kernels that may keep values in memory: instances for rare options, and double, which few train in.
-COLD = r"ILi2E|_map|IdE|double"
+COLD = r"ILi2E|_map|Id"
 
 pytestmark = pytest.mark.skipif(not LOG.is_file(), reason="the CUDA kernels are not compiled: make cuda")
 
