@@ -19,6 +19,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from .ops.formula import hold, native_backward, native_forward
+
 _numbers = itertools.count()
 _losses: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
@@ -94,13 +96,8 @@ def _forward(
             x, call = loss.prepare(input, target, weight_map, mask, distance_map)
             g, plan = call.geometry, call.formula.plan
             if call.backend is not None:
-                held = torch.stack(list(parameters)).to(torch.float64) if parameters else None
                 terms = input.new_empty(len(call.formula.outputs) - 1, dtype=torch.float64) if with_terms else None
-                value, invalid, sums, _ = call.backend.forward(call, x, held, terms, False)
-                if invalid:
-                    from .ops.pixel_stats import raise_invalid
-
-                    raise_invalid(x, g)
+                value, sums, _, _ = native_forward(call, x, parameters, terms, False)
                 if terms is not None and not len(terms):
                     terms = value.detach().to(torch.float64).reshape(1)
                 return value, no_terms if terms is None else terms.to(dtype), sums
@@ -153,9 +150,8 @@ def _backward(
     if _keeps_sums(loss):
         x, call = loss.prepare(input, target, weight_map, mask, distance_map)
         if call.backend is not None:
-            held = torch.stack(list(parameters)).to(torch.float64) if parameters else None
-            first, many = call.backend.backward(call, x, held, sums, grad, None, True)
-            rest = [] if many is None else [g.to(p.dtype) for g, p in zip(many.unbind(), parameters, strict=True)]
+            first, rest = native_backward(call, x, parameters, hold(parameters), sums, grad, None, True)
+            assert first is not None
             return first, [g.clone() for g in rest]
     with _autograd():
         input = input.detach().requires_grad_()

@@ -589,8 +589,8 @@ def ssim_loss(
     return _ssim_loss(img1, img2, window_size, max_val, eps, reduction, padding, 2)
 
 
-class SSIMLoss(Explained, nn.Module):
-    """``kornia.losses.SSIMLoss``."""
+class _SSIMLoss(Explained, nn.Module):
+    axes: int
 
     def __init__(
         self, window_size: int, max_val: float = 1.0, eps: float = 1e-12, reduction: str = "mean", padding: str = "same"
@@ -603,7 +603,13 @@ class SSIMLoss(Explained, nn.Module):
         self.padding: str = padding
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        return ssim_loss(img1, img2, self.window_size, self.max_val, self.eps, self.reduction, self.padding)
+        return _ssim_loss(img1, img2, self.window_size, self.max_val, self.eps, self.reduction, self.padding, self.axes)
+
+
+class SSIMLoss(_SSIMLoss):
+    """``kornia.losses.SSIMLoss``."""
+
+    axes = 2
 
 
 def ssim3d_loss(
@@ -619,21 +625,10 @@ def ssim3d_loss(
     return _ssim_loss(img1, img2, window_size, max_val, eps, reduction, padding, 3)
 
 
-class SSIM3DLoss(Explained, nn.Module):
+class SSIM3DLoss(_SSIMLoss):
     """``kornia.losses.SSIM3DLoss``."""
 
-    def __init__(
-        self, window_size: int, max_val: float = 1.0, eps: float = 1e-12, reduction: str = "mean", padding: str = "same"
-    ) -> None:
-        super().__init__()
-        self.window_size: int = window_size
-        self.max_val: float = max_val
-        self.eps: float = eps
-        self.reduction: str = reduction
-        self.padding: str = padding
-
-    def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        return ssim3d_loss(img1, img2, self.window_size, self.max_val, self.eps, self.reduction, self.padding)
+    axes = 3
 
 
 class MS_SSIMLoss(Explained, nn.Module):

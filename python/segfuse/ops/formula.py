@@ -466,6 +466,38 @@ class Call:
             self.count_first = f.counts_needed or x.mask is not None or (g.shape[1] > 1 and not never_ignored(x, g))
 
 
+def hold(parameters: Sequence[Tensor]) -> Tensor | None:
+    """Learnable scalars as a backend reads them."""
+    return torch.stack(list(parameters)).to(torch.float64) if parameters else None
+
+
+def native_forward(
+    call: Call, x: Tensors, parameters: Sequence[Tensor], terms: Tensor | None, ahead: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Value, sums, the parameters as the backend holds them and, where it is written ahead, the gradient."""
+    held = hold(parameters)
+    value, invalid, sums, grad = call.backend.forward(call, x, held, terms, ahead)
+    if invalid:
+        op.raise_invalid(x, call.geometry)
+    return value, sums, held, grad
+
+
+def native_backward(
+    call: Call,
+    x: Tensors,
+    parameters: Sequence[Tensor],
+    held: Tensor | None,
+    sums: Tensor,
+    grad: Tensor,
+    ahead: Tensor | None,
+    wanted: bool,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The gradients of the input, where wanted, and of the parameters."""
+    first, many = call.backend.backward(call, x, held, sums, grad, ahead, wanted)
+    rest = () if many is None else zip(many.unbind(), parameters, strict=True)
+    return first, [g.to(p.dtype) for g, p in rest]
+
+
 class _Evaluate(torch.autograd.Function):
     """The whole loss as one node: pass and formula forward, formula and pass backward."""
 
@@ -473,10 +505,7 @@ class _Evaluate(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, x: Tensors, call: Call, terms: Tensor | None, ahead: bool, *parameters: Tensor
     ) -> Tensor:
-        held = torch.stack(parameters).to(torch.float64) if parameters else None
-        value, invalid, sums, grad = call.backend.forward(call, x, held, terms, ahead)
-        if invalid:
-            op.raise_invalid(x, call.geometry)
+        value, sums, held, grad = native_forward(call, x, parameters, terms, ahead)
         ctx.call, ctx.ahead = call, grad
         ctx.save_for_backward(input, *x[1:], sums, held, *parameters)
         return value
@@ -491,17 +520,8 @@ class _Evaluate(torch.autograd.Function):
             first, *rest = _by_reference(x, call.geometry, call.formula, grads[0], parameters, needs)
             return first, None, None, None, None, *rest
         ahead, ctx.ahead = ctx.ahead, None
-        first, many = call.backend.backward(call, x, held, sums, grads[0], ahead, ctx.needs_input_grad[0])
-        if many is None:
-            return first, None, None, None, None
-        return (
-            first,
-            None,
-            None,
-            None,
-            None,
-            *(grad.to(p.dtype) for grad, p in zip(many.unbind(), parameters, strict=True)),
-        )
+        first, many = native_backward(call, x, parameters, held, sums, grads[0], ahead, ctx.needs_input_grad[0])
+        return first, None, None, None, None, *many
 
 
 def _by_reference(
