@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
-from .._compiled import Scriptable, register, traceable
-from .._compiled import evaluate as evaluate_compiled
+from .._compiled import Scriptable, doors, register
 from ..backends import forced
 from ..ops import pixel_stats as op
 from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where
@@ -134,20 +133,6 @@ def beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
-def _compilable(forward: Any) -> Any:
-    """The same method, as one operator of the graph where it is compiled."""
-
-    @functools.wraps(forward)
-    def call(self: Loss, input: Tensor, target: Tensor, **given: Any) -> Any:
-        if not torch.compiler.is_compiling() or not isinstance(input, Tensor):  # a list of outputs is traced
-            return forward(self, input, target, **given)
-        if self.compiles:
-            return evaluate_compiled(self, input, target, **given)
-        return torch.compiler.disable(forward)(self, input, target, **given)
-
-    return call
-
-
 class Loss(Scriptable, nn.Module):
     """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
 
@@ -179,7 +164,7 @@ class Loss(Scriptable, nn.Module):
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         if "forward" in vars(cls):
-            cls.forward = traceable(_compilable(cls.forward))  # type: ignore[method-assign]
+            cls.forward = doors(cls.forward)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -246,8 +231,7 @@ class Loss(Scriptable, nn.Module):
 
     # ---------------------------------------------------------------- calling
 
-    @traceable
-    @_compilable
+    @doors
     def forward(
         self,
         input: Tensor,
@@ -370,8 +354,9 @@ class Loss(Scriptable, nn.Module):
         return self._formulas[key]
 
     def _state(self) -> Any:
-        """Changes when a setting of this loss or of one inside it changes."""
-        return self._changes
+        """Changes when a setting of this loss or of one inside it changes, or a learned number is another tensor."""
+        own = self._parameters
+        return (self._changes, *map(id, own.values())) if own else self._changes
 
     def pass_key(self) -> tuple[Any, ...]:
         """Losses with equal keys can share a pass."""
