@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .backends import use_backend
 from .ops.formula import hold, native_backward, native_forward
 
 _numbers = itertools.count()
@@ -199,12 +200,20 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
 
 
+def _plainly(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The loss in torch operations, for ONNX, which knows no others. Only formulas on sums have such a form."""
+    with use_backend("reference"):
+        return forward(*args, **kwargs)
+
+
 def doors(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The ``forward`` of a loss, and what stands for it where torch compiles, traces or transforms the call."""
 
     @functools.wraps(forward)
     def call(self: Any, input: Any, target: Any, **given: Any) -> Any:
         if torch.compiler.is_compiling():
+            if torch.onnx.is_in_onnx_export():
+                return _plainly(forward, self, input, target, **given)
             if not isinstance(input, Tensor):  # a list of outputs is traced
                 return forward(self, input, target, **given)
             return (evaluate if self.compiles else torch.compiler.disable(forward))(self, input, target, **given)
@@ -326,6 +335,8 @@ def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or not tracing():
             return forward(self, *args, **kwargs)
+        if torch.onnx.is_in_onnx_export():
+            return _plainly(forward, self, *args, **kwargs)
         given = {name: x for name, x in kwargs.items() if x is not None and x is not False}
         tensors = [*(x for x in args if x is not None), *given.values()]
         if not all(isinstance(x, Tensor) for x in tensors):  # lists of outputs, traced one by one

@@ -556,7 +556,7 @@ def evaluate(x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, 
     """The value of a loss, in its own shape, and its detached terms."""
     f = call.formula
     if call.backend is None:
-        return _by_torch(x, call.geometry, f)
+        return _by_torch(x, call.geometry, f, differentiable=torch.onnx.is_in_onnx_export())
     terms = torch.empty(len(f.outputs) - 1, dtype=torch.float64, device=x.input.device) if with_terms else None
     ahead = call.linear and x.input.requires_grad and torch.is_grad_enabled()
     value = _Evaluate.apply(x.input, x, call, terms, ahead, *f.parameters)
