@@ -219,9 +219,11 @@ def doors(forward: Callable[..., Any]) -> Callable[..., Any]:
             return (evaluate if self.compiles else torch.compiler.disable(forward))(self, input, target, **given)
         if torch._C._are_functorch_transforms_active():
             return _transformed(forward, self, input, target, given)
+        if tracing():
+            return _traced(forward, self, input, target, **given)
         return forward(self, input, target, **given)
 
-    return traceable(call)
+    return call
 
 
 # ------------------------------------------------------------------------------------------- torch.func
@@ -333,17 +335,20 @@ def traceable(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not tracing():
-            return forward(self, *args, **kwargs)
-        if torch.onnx.is_in_onnx_export():
-            return _plainly(forward, self, *args, **kwargs)
-        given = {name: x for name, x in kwargs.items() if x is not None and x is not False}
-        tensors = [*(x for x in args if x is not None), *given.values()]
-        if not all(isinstance(x, Tensor) for x in tensors):  # lists of outputs, traced one by one
-            return forward(self, *args, **kwargs)
-        return _jit(keep(self), tensors, " ".join(given), list(self.parameters()))
+        traced = tracing() and not torch.compiler.is_compiling()
+        return _traced(forward, self, *args, **kwargs) if traced else forward(self, *args, **kwargs)
 
     return call
+
+
+def _traced(forward: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -> Any:
+    if torch.onnx.is_in_onnx_export():
+        return _plainly(forward, loss, *args, **kwargs)
+    given = {name: x for name, x in kwargs.items() if x is not None and x is not False}
+    tensors = [*(x for x in args if x is not None), *given.values()]
+    if not all(isinstance(x, Tensor) for x in tensors):  # lists of outputs, traced one by one
+        return forward(loss, *args, **kwargs)
+    return _jit(keep(loss), tensors, " ".join(given), list(loss.parameters()))
 
 
 class Scriptable:
