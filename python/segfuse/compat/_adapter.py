@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._compiled import Scriptable, traceable, tracing
+from .._traced import Scriptable, traceable, tracing
 from ..losses._base import Loss, loss_map
 from ..ops.formula import Array, PixelStats, mean, tensor_stats
 from ..ops.pixel_stats import FLOATING, Geometry, Mode, Plan, Row

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
-from .._compiled import Scriptable, doors, register
+from .._compiled import doors, register
+from .._traced import Scriptable
 from ..backends import forced
 from ..ops import pixel_stats as op
 from ..ops.formula import Array, Call, Formula, PixelStats, coefficients, evaluate, mean, ratio, where

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, overload
 import torch
 from torch import Tensor
 
+from .._traced import traceable_function
 from ..backends import pick
 
 DistanceMode = Literal["inside", "two_sided", "signed", "labels", "nearest_two"]
@@ -213,6 +214,7 @@ def distance_transform_edt(
     classes: Sequence[int] | None = ...,
     dtype: torch.dtype = ...,
 ) -> Any: ...
+@traceable_function
 def distance_transform_edt(
     input: Tensor,
     *,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._traced import traceable_function
 from ..backends import pick
 from .pixel_stats import Geometry, Mode, Tensors, check, raise_invalid
 
@@ -136,6 +137,7 @@ def lovasz(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor]:
     return _LovaszExtension.apply(x.input, x, g, how)
 
 
+@traceable_function
 def lovasz_extension(
     input: Tensor,
     target: Tensor,
