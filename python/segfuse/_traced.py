@@ -26,9 +26,9 @@ def tracing() -> bool:
     return torch.jit.is_tracing() and not getattr(_here, "inside", False)
 
 
-def keep(loss: Any) -> str:
+def keep(loss: Any, name: Any = None) -> str:
     """The name under which graphs of torch.jit find the loss; another process has no such name."""
-    name = f"{_PROCESS}-{id(loss)}"
+    name = f"{_PROCESS}-{name or id(loss)}"
     _kept[name] = loss
     return name
 
@@ -56,7 +56,7 @@ def traceable_function(function: _F) -> _F:
         given = signature.bind(*args, **kwargs).arguments
         tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
         settings = {name: x for name, x in given.items() if name not in tensors}
-        name = keep(functools.partial(function, **settings))
+        name = keep(functools.partial(function, **settings), f"{function.__name__}({settings})")
         return _jit(name, list(tensors.values()), " ".join(tensors), [])
 
     return cast(_F, call)
