@@ -11,6 +11,9 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
 CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# One process for each core, of one thread each; tests of threads set their number themselves.
+PYTEST  := python -m pytest -n auto --dist worksteal
+test test-peers: export OMP_NUM_THREADS := 1
 PEERS   :=
 PEERS_VENV := .venv-peers
 # What the peers' losses need, and no more: their packages ask for far larger ones.
@@ -48,10 +51,10 @@ demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compar
 	$(BIN)/segfuse demo $(ARGS)
 
 test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/$(PYTEST) $(ARGS)
 
 test-peers: $(PEERS_VENV)/.list  ## compare compat, patch and trainers with the libraries, in an environment of its own
-	$(PEERS_VENV)/bin/python -m pytest tests/compat tests/integrations tests/test_examples.py $(ARGS)
+	$(PEERS_VENV)/bin/$(PYTEST) tests/compat tests/integrations tests/test_examples.py $(ARGS)
 
 cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
 	rm -rf build/cuda
