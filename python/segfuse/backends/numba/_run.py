@@ -24,17 +24,17 @@ _log = logging.getLogger("segfuse")
 _pool: ThreadPoolExecutor | None = None
 
 # NaN and infinity keep their meaning: no "nnan", no "ninf". "reassoc" would undo roundings that are meant.
-FASTMATH = {"contract", "nsz"}
+_FASTMATH = {"contract", "nsz"}
 
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel ``(first, last, ...)`` over pieces, or a function of one."""
-    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH)
 
 
 def summing(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose sums may be split over the lanes of a register, always in the same way."""
-    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH | {"reassoc"})
+    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH | {"reassoc"})
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
