@@ -17,7 +17,8 @@ from numba.extending import overload
 from ._run import _FASTMATH
 
 _F, _I, _U = np.float32, np.int32, np.uint32
-part = njit(error_model="numpy", fastmath=_FASTMATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of a kernel; compiled and kept with it
+_OPTIONS: Any = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part = njit(error_model="numpy", fastmath=_FASTMATH, **_OPTIONS)  # of a kernel; compiled and kept with it
 _TINY, _HUGE, _INF = _F(1.1754944e-38), _F(3.4028234e38), _F(np.inf)
 
 

@@ -14,8 +14,10 @@ from numba import njit
 from ._math import exp, exp_negative, log, log1p, log1p_unit, power
 from ._run import _FASTMATH
 
-_PART = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-step = njit(fastmath=_FASTMATH, **_PART)
+_OPTIONS: Any = {"error_model": "numpy", "_nrt": False}  # nothing is allocated: no reference is counted
+_PART: Any = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel = njit(nogil=True, cache=True, fastmath=_FASTMATH, **_OPTIONS)  # what Python calls
+step = njit(fastmath=_FASTMATH, **_PART)  # what a kernel calls
 adding = njit(fastmath=_FASTMATH | {"reassoc"}, **_PART)  # over the lanes of a register, always alike
 
 
@@ -74,26 +76,10 @@ def add(s: Any, out: int, scale: Any, a: int, b: int, n: int) -> None:
 
 
 @adding
-def total(s: Any, a: int, n: int) -> Any:
-    found = s.dtype.type(0)
-    for i in range(n):
-        found += s[a, i]
-    return found
-
-
-@adding
 def dot(s: Any, a: int, b: int, n: int) -> Any:
     found = s.dtype.type(0)
     for i in range(n):
         found += s[a, i] * s[b, i]
-    return found
-
-
-@adding
-def dot3(s: Any, a: int, b: int, c: int, n: int) -> Any:
-    found = s.dtype.type(0)
-    for i in range(n):
-        found += s[a, i] * s[b, i] * s[c, i]
     return found
 
 
@@ -268,12 +254,9 @@ def raise_to(s: Any, out: int, a: int, exponent: Any, n: int) -> None:
     T = s.dtype.type
     if exponent == T(0):
         fill(s, out, T(1), n)
-    elif exponent == T(1):
-        for i in range(n):
-            s[out, i] = s[a, i]
     else:
         for i in range(n):
-            s[out, i] = power(s[a, i], exponent)
+            s[out, i] = s[a, i] if exponent == T(1) else power(s[a, i], exponent)
 
 
 @step
@@ -285,83 +268,35 @@ def add_entropy(s: Any, out: int, y: int, lp: int, n: int) -> None:
         s[out, i] += value if s[y, i] > zero or s[lp, i] != s[lp, i] else zero
 
 
-@step
-def add_entropy_beside(s: Any, out: int, y: int, lq: int, n: int) -> None:
-    """out += (1 - y) (-log(1 - p)), likewise"""
-    T = s.dtype.type
-    for i in range(n):
-        side = T(1) - s[y, i]
-        value = side * s[lq, i]
-        s[out, i] += value if side > T(0) or s[lq, i] != s[lq, i] else T(0)
-
-
-@step
-def self_adjusting(s: Any, out: int, p: int, a: Any, n: int) -> None:
-    """(1 - p)^a p"""
-    T = s.dtype.type
-    for i in range(n):
-        s[out, i] = T(1) - s[p, i]
-    raise_to(s, out, out, a, n)
-    multiply(s, out, out, p, n)
-
-
-@step
-def overlap(s: Any, out: int, q: int, y: int, b: Any, n: int) -> None:
-    """1 - (2 q y + b) / (q + y + b)"""
-    T = s.dtype.type
-    for i in range(n):
-        s[out, i] = T(1) - (T(2) * s[q, i] * s[y, i] + b) / (s[q, i] + s[y, i] + b)
-
-
 # ------------------------------------------------------------------------------------------------------- slopes
 
 
 @step
 def sigmoid_slope(s: Any, out: int, p: int, q: int, lp: int, modulation: int, a: Any, big: Any, n: int) -> None:
     """d (q^a l) / dz = -q^a (q + a p l), l = -log p"""
-    if a == 0:
-        for i in range(n):
-            s[out, i] = -s[q, i]
-        return
     for i in range(n):
-        l = big if s[lp, i] > big else s[lp, i]
-        s[out, i] = -s[modulation, i] * (s[q, i] + a * (s[p, i] * l))
+        loss = big if s[lp, i] > big else s[lp, i]
+        s[out, i] = -s[modulation, i] * (s[q, i] + a * (s[p, i] * loss))
 
 
 @step
-def slope_by_p(
-    s: Any, out: int, p: int, q: int, lp: int, lq: int, modulation: int, a: Any, least: Any, n: int
-) -> None:
+def slope_by_p(s: Any, out: int, p: int, q: int, lp: int, lq: int, modulation: int, a: Any, least: Any, n: int) -> None:
     """d (q^a l) / dp = -q^a / p - a q^(a-1) l, 0 where the logarithm is clamped or q is 0"""
     T = s.dtype.type
     for i in range(n):
         v = s[p, i]
-        s[out, i] = -s[modulation, i] / v if v >= least else T(0) * v
-    if a != T(0):
-        for i in range(n):
-            second = a * exp(-(a - T(1)) * s[lq, i]) * s[lp, i]
-            s[out, i] -= second if s[q, i] > T(0) else T(0)
+        second = a * exp(-(a - T(1)) * s[lq, i]) * s[lp, i]
+        s[out, i] = (-s[modulation, i] / v if v >= least else T(0) * v) - (second if s[q, i] > T(0) else T(0))
 
 
 @step
 def softmax_slope(s: Any, out: int, p: int, q: int, lp: int, modulation: int, a: Any, big: Any, n: int) -> None:
     """d (q^a l) / dl under softmax: q^a (1 + a p l / q), l / q -> 1 as q -> 0"""
     T = s.dtype.type
-    if a == T(0):
-        fill(s, out, T(1), n)
-        return
     for i in range(n):
-        l = big if s[lp, i] > big else s[lp, i]
-        ratio = l / s[q, i] if s[q, i] > T(0) else T(1)
+        loss = big if s[lp, i] > big else s[lp, i]
+        ratio = loss / s[q, i] if s[q, i] > T(0) else T(1)
         s[out, i] = s[modulation, i] * (T(1) + a * s[p, i] * ratio)
-
-
-@step
-def entropy_slope(s: Any, out: int, y: int, p: int, q: int, n: int) -> None:
-    """d entropy / dz of a sigmoid"""
-    one = s.dtype.type(1)
-    for i in range(n):
-        s[out, i] = (one - s[y, i]) * s[p, i] - s[y, i] * s[q, i]
 
 
 @step
@@ -383,24 +318,6 @@ def add_where(s: Any, out: int, scale: Any, a: int, b: int, where: int, always: 
 
 
 @step
-def self_adjusting_slope(s: Any, out: int, p: int, power: int, a: Any, n: int) -> None:
-    """d ((1 - p)^a p) / dp, `power` holds (1 - p)^(a - 1)"""
-    T = s.dtype.type
-    for i in range(n):
-        v = s[p, i]
-        s[out, i] = s[power, i] * ((T(1) - v) - a * v)
-
-
-@step
-def overlap_slope(s: Any, out: int, q: int, y: int, b: Any, n: int) -> None:
-    """d overlap / dq"""
-    T = s.dtype.type
-    for i in range(n):
-        by = s[q, i] + s[y, i] + b
-        s[out, i] = (T(-2) * s[y, i] * by + (T(2) * s[q, i] * s[y, i] + b)) / (by * by)
-
-
-@step
 def linear_slope(s: Any, out: int, y: int, p: int, constant: Any, by_y: Any, by_p: Any, by_py: Any, n: int) -> None:
     for i in range(n):
         s[out, i] = (constant + by_y * s[y, i]) + (by_p + by_py * s[y, i]) * s[p, i]
@@ -415,23 +332,15 @@ def add_sign(s: Any, out: int, scale: Any, p: int, y: int, n: int) -> None:
 
 
 @step
-def add_difference(s: Any, out: int, p: int, y: int, constant: Any, by_y: Any, n: int) -> None:
-    """out += (p - y) (constant + by_y y)"""
+def difference(s: Any, out: int, a: int, b: int, n: int) -> None:
     for i in range(n):
-        s[out, i] += (s[p, i] - s[y, i]) * (constant + by_y * s[y, i])
+        s[out, i] = s[a, i] - s[b, i]
 
 
 @step
-def add_distance(s: Any, out: int, d: int, p: int, y: int, constant: Any, by_difference: Any, n: int) -> None:
+def divide(s: Any, out: int, a: int, b: int, n: int) -> None:
     for i in range(n):
-        s[out, i] += s[d, i] * (constant + by_difference * (s[p, i] - s[y, i]))
-
-
-@step
-def squared_difference(s: Any, out: int, p: int, y: int, n: int) -> None:
-    for i in range(n):
-        d = s[p, i] - s[y, i]
-        s[out, i] = d * d
+        s[out, i] = s[a, i] / s[b, i]
 
 
 @adding
@@ -452,9 +361,7 @@ def finish_sigmoid(s: Any, out: Any, sample: int, c: int, at: int, p: int, q: in
 
 
 @step
-def finish_softmax(
-    s: Any, out: Any, sample: int, c: int, at: int, p: int, g: int, mean: int, n: int
-) -> None:
+def finish_softmax(s: Any, out: Any, sample: int, c: int, at: int, p: int, g: int, mean: int, n: int) -> None:
     """p (g - sum g p)"""
     for i in range(n):
         out[sample, c, at + i] = s[p, i] * (s[g, i] - s[mean, i])

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...ops.pixel_stats import MOMENTS, TERMS, Geometry, Plan, Segments, Tensors
 from .._layout import ACTIVATION
 from . import _rows as r
-from ._run import compiled, refuses, run
+from ._run import refuses, run
 from ._tiles import Array, Operand, Piece
 
 __all__ = ["backward", "forward", "loss_map", "refuses"]
@@ -89,13 +89,11 @@ def _target_of_pixels(
         r.read(s, _Y, y, at[_TARGET, 0], j, at[_TARGET, 1], n)
         invalid += r.classify(s, _Y, _OWN, _MASK, given[_K] > 0, ignore, top, index, n)[1]
         r.multiply(s, _VALID, _VALID, _OWN, n)
-    return r.total(s, _VALID, n), invalid
+    return r.dot(s, _VALID, _ONES, n), invalid
 
 
 @r.step
-def _target_of_class(
-    s: Any, j: int, y: Any, k: Any, g: Any, given: Any, ignore: Any, top: Any, at: Any, n: int
-) -> Any:
+def _target_of_class(s: Any, j: int, y: Any, k: Any, g: Any, given: Any, ignore: Any, top: Any, at: Any, n: int) -> Any:
     """y of class j, and which pixels count, where every class counts by itself."""
     T = s.dtype.type
     if g[_INDEX]:
@@ -178,35 +176,40 @@ def _moments(s: Any, partial: Any, group: int, j: int, rows: Any, valid: Any, pr
     if rows[_COUNT] >= 0:
         partial[rows[_COUNT], group, j] += valid
     if rows[_TRUE_COUNT] >= 0:
-        partial[rows[_TRUE_COUNT], group, j] += r.total(s, _Y, n)
+        partial[rows[_TRUE_COUNT], group, j] += r.dot(s, _Y, _ONES, n)
     if rows[_WEIGHT] >= 0:
-        partial[rows[_WEIGHT], group, j] += r.total(s, _U, n)
+        partial[rows[_WEIGHT], group, j] += r.dot(s, _U, _ONES, n)
     if rows[_TRUE] >= 0:
-        partial[rows[_TRUE], group, j] += r.total(s, _UY, n)
+        partial[rows[_TRUE], group, j] += r.dot(s, _UY, _ONES, n)
     if rows[_TRUE2] >= 0:
         partial[rows[_TRUE2], group, j] += r.dot(s, _UY, _Y, n)
     if not probabilities:
         return
     if rows[_PRED] >= 0:
         partial[rows[_PRED], group, j] += r.dot(s, _U, _P, n)
-    if rows[_PRED2] >= 0:
-        partial[rows[_PRED2], group, j] += r.dot3(s, _U, _P, _P, n)
     if rows[_TP] >= 0:
         partial[rows[_TP], group, j] += r.dot(s, _UY, _P, n)
-    if rows[_TP2] >= 0:
-        partial[rows[_TP2], group, j] += r.dot3(s, _UY, _P, _P, n)
+    if rows[_PRED2] >= 0 or rows[_TP2] >= 0:
+        r.multiply(s, _T1, _P, _P, n)
+        if rows[_PRED2] >= 0:
+            partial[rows[_PRED2], group, j] += r.dot(s, _U, _T1, n)
+        if rows[_TP2] >= 0:
+            partial[rows[_TP2], group, j] += r.dot(s, _UY, _T1, n)
     if rows[_L1] >= 0:
         partial[rows[_L1], group, j] += r.absolute(s, _U, _P, _Y, n)
     if rows[_SQ_TRUE] >= 0 or rows[_SQ_FALSE] >= 0 or rows[_D_SQ] >= 0:
-        r.squared_difference(s, _T1, _P, _Y, n)
+        r.difference(s, _T1, _P, _Y, n)
+        r.multiply(s, _T1, _T1, _T1, n)
         if rows[_SQ_TRUE] >= 0:
             partial[rows[_SQ_TRUE], group, j] += r.dot(s, _UY, _T1, n)
         if rows[_SQ_FALSE] >= 0:
             partial[rows[_SQ_FALSE], group, j] += r.dot(s, _UN, _T1, n)
+    if rows[_D_PRED] >= 0 or rows[_D_SQ] >= 0:
+        r.multiply(s, _T2, _U, _D, n)
+        if rows[_D_PRED] >= 0:
+            partial[rows[_D_PRED], group, j] += r.dot(s, _T2, _P, n)
         if rows[_D_SQ] >= 0:
-            partial[rows[_D_SQ], group, j] += r.dot3(s, _U, _D, _T1, n)
-    if rows[_D_PRED] >= 0:
-        partial[rows[_D_PRED], group, j] += r.dot3(s, _U, _D, _P, n)
+            partial[rows[_D_SQ], group, j] += r.dot(s, _T2, _T1, n)
 
 
 @r.step
@@ -216,7 +219,8 @@ def _entropy(s: Any, g: Any, n: int) -> None:
         r.fill(s, _ENTROPY, s.dtype.type(0), n)
         r.add_entropy(s, _ENTROPY, _Y, _LP, n)
         if not g[_EXCLUSIVE]:
-            r.add_entropy_beside(s, _ENTROPY, _Y, _LQ, n)
+            r.rest(s, _T1, _ONES, _Y, n)
+            r.add_entropy(s, _ENTROPY, _T1, _LQ, n)
 
 
 @r.step
@@ -231,9 +235,25 @@ def _term_weights(s: Any, kind: int, mapped: bool, n: int) -> Any:
 
 
 @r.step
+def _self_adjusting(s: Any, out: int, a: Any, n: int) -> None:
+    """(1 - p)^a p"""
+    r.difference(s, out, _ONES, _P, n)
+    r.raise_to(s, out, out, a, n)
+    r.multiply(s, out, out, _P, n)
+
+
+@r.step
+def _overlap(s: Any, b: Any, n: int) -> None:
+    """2 q y + b and q + y + b, of q in the row F1"""
+    T = s.dtype.type
+    r.linear_slope(s, _T1, _Y, _F1, b, T(0), T(0), T(2), n)
+    r.linear_slope(s, _T2, _Y, _F1, b, T(1), T(1), T(0), n)
+
+
+@r.step
 def _term_values(s: Any, kind: int, a: Any, b: Any, g: Any, n: int) -> Any:
     """The rows of what a term adds up, of y and of 1 - y."""
-    if kind == _FOCAL or kind == _FOCAL_ALL:
+    if kind in (_FOCAL, _FOCAL_ALL):
         r.modulate(s, _F1, _Q, _LQ, a, n)
         r.multiply(s, _F1, _F1, _LP, n)
         if not g[_EXCLUSIVE]:
@@ -244,15 +264,17 @@ def _term_values(s: Any, kind: int, a: Any, b: Any, g: Any, n: int) -> Any:
         _entropy(s, g, n)
         r.raise_to(s, _F1, _ENTROPY, a, n)
         return _F1, _F1
-    r.self_adjusting(s, _F1, _P, a, n)
-    if kind == _DSC_PIXEL:
-        r.overlap(s, _F1, _F1, _Y, b, n)
+    _self_adjusting(s, _F1, a, n)
+    if kind == _DSC_PIXEL:  # 1 - (2 q y + b) / (q + y + b)
+        _overlap(s, b, n)
+        r.divide(s, _T1, _T1, _T2, n)
+        r.difference(s, _F1, _ONES, _T1, n)
     return _F1, _F1
 
 
 @r.step
 def _logarithmic(kind: int) -> bool:
-    return kind == _FOCAL or kind == _FOCAL_ALL or kind == _POWER
+    return kind in (_FOCAL, _FOCAL_ALL, _POWER)
 
 
 @r.step
@@ -270,12 +292,15 @@ def _moment_slopes(s: Any, coefficient: Any, group: int, j: int, rows: Any, n: i
     if rows[_L1] >= 0:
         r.add_sign(s, _DP, T(_of(coefficient, rows, _L1, group, j)), _P, _Y, n)
     if rows[_SQ_TRUE] >= 0 or rows[_SQ_FALSE] >= 0:
-        false = T(2 * _of(coefficient, rows, _SQ_FALSE, group, j))
-        true = T(2 * _of(coefficient, rows, _SQ_TRUE, group, j))
-        r.add_difference(s, _DP, _P, _Y, false, true - false, n)
+        r.difference(s, _T1, _P, _Y, n)
+        r.rest(s, _T2, _T1, _Y, n)
+        r.multiply(s, _T1, _T1, _Y, n)
+        r.add(s, _DP, T(2 * _of(coefficient, rows, _SQ_TRUE, group, j)), _T1, _ONES, n)
+        r.add(s, _DP, T(2 * _of(coefficient, rows, _SQ_FALSE, group, j)), _T2, _ONES, n)
     if rows[_D_PRED] >= 0 or rows[_D_SQ] >= 0:
-        linear, square = _of(coefficient, rows, _D_PRED, group, j), _of(coefficient, rows, _D_SQ, group, j)
-        r.add_distance(s, _DP, _D, _P, _Y, T(linear), T(2 * square), n)
+        r.difference(s, _T1, _P, _Y, n)
+        r.add(s, _DP, T(_of(coefficient, rows, _D_PRED, group, j)), _D, _ONES, n)
+        r.add(s, _DP, T(2 * _of(coefficient, rows, _D_SQ, group, j)), _D, _T1, n)
     r.multiply(s, _DP, _DP, _U, n)
 
 
@@ -286,7 +311,7 @@ def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero
     T = s.dtype.type
     w1, w0 = _term_weights(s, kind, mapped, n)
     raw, softmax = g[_ACTIVATION] == _IDENTITY, g[_ACTIVATION] == _SOFTMAX
-    if kind == _FOCAL or kind == _FOCAL_ALL:
+    if kind in (_FOCAL, _FOCAL_ALL):
         r.modulate(s, _F1, _Q, _LQ, a, n)
         if softmax:
             r.softmax_slope(s, _T1, _P, _Q, _LP, _F1, a, T(BIG), n)
@@ -317,25 +342,29 @@ def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero
         if raw:
             r.entropy_slope_by_p(s, _T1, _Y, _P, _Q, g[_EXCLUSIVE] > 0, T(CLAMP), n)
         else:
-            r.entropy_slope(s, _T1, _Y, _P, _Q, n)
+            r.rest(s, _T1, _P, _Y, n)
+            r.add(s, _T1, T(-1), _Y, _Q, n)
         r.add_where(s, _DZ, a, _F1, _T1, _ENTROPY, g[_EXCLUSIVE] > 0, n)
         return
-    r.add(s, _T2, zero, w0, _ONES, n)
-    if a == T(0):
-        r.fill(s, _T1, T(1), n)
-    else:
-        r.rest(s, _F1, _ONES, _P, n)
+    r.add(s, _T2, zero, w0, _ONES, n)  # times d ((1 - p)^a p) / dp
+    if a != T(0):
+        r.difference(s, _F1, _ONES, _P, n)
         r.raise_to(s, _T1, _F1, a - T(1), n)
-        r.self_adjusting_slope(s, _T1, _P, _T1, a, n)
-    r.multiply(s, _T2, _T2, _T1, n)
-    if kind == _DSC_PIXEL:
-        r.self_adjusting(s, _F1, _P, a, n)
-        r.overlap_slope(s, _T1, _F1, _Y, b, n)
         r.multiply(s, _T2, _T2, _T1, n)
+        r.add(s, _F1, -a, _P, _ONES, n)
+        r.multiply(s, _T2, _T2, _F1, n)
+    if kind == _DSC_PIXEL:  # times (-2 y (q + y + b) + 2 q y + b) / (q + y + b)^2
+        _self_adjusting(s, _F1, a, n)
+        r.multiply(s, _F0, _T2, _ONES, n)
+        _overlap(s, b, n)
+        r.add(s, _T1, T(-2), _T2, _Y, n)
+        r.divide(s, _T1, _T1, _T2, n)
+        r.divide(s, _T1, _T1, _T2, n)
+        r.multiply(s, _T2, _F0, _T1, n)
     r.add(s, _DP, T(1), _T2, _ONES, n)
 
 
-@compiled
+@r.kernel
 def _pass(
     first: int,
     last: int,
@@ -351,6 +380,7 @@ def _pass(
     copied: Any,
     given: Any,
     segment: Any,
+    at: Any,
     s: Any,
     partial: Any,
     coefficient: Any,
@@ -360,7 +390,7 @@ def _pass(
     g: Any,
     ignore: float,
 ) -> int:
-    """Samples first to last, pixels begin to end, all classes. Returns how many targets and weights are out of range."""
+    """Samples first to last, pixels begin to end, all classes. How many targets and weights are out of range."""
     T = s.dtype.type
     C = x.shape[1]
     what, softmax, exclusive, index = g[_WHAT], g[_ACTIVATION] == _SOFTMAX, g[_EXCLUSIVE] > 0, g[_INDEX] > 0
@@ -372,7 +402,6 @@ def _pass(
     h, e, region = _CLASSES, _CLASSES + C, _CLASSES + 2 * C
     invalid = T(0)
     bad = 0
-    at = np.zeros((7, 2), np.int64)
     r.fill(s, _ONES, T(1), s.shape[1])
     for sample in range(first, last):
         start = begin
@@ -448,25 +477,19 @@ def _pass(
                     continue
 
                 r.fill(s, _DP, T(0), n)
+                if not g[_PROBABILITIES]:  # counts have no gradient
+                    r.write(s, _DP, out, at[_OUT, 0], j, at[_OUT, 1], n)
+                    continue
                 r.fill(s, _DZ, T(0), n)
-                if g[_PROBABILITIES]:
-                    if g[_REGION]:
-                        _moment_slopes(s, coefficient, group, j, rows, n)
-                    for t in range(g[_TERMS]):
-                        row = terms[t, 1]
-                        _term_slopes(
-                            s,
-                            terms[t, 0],
-                            terms[t, 2] > 0,
-                            T(exponents[t, 0]),
-                            T(exponents[t, 1]),
-                            T(coefficient[row, group, j]),
-                            T(coefficient[row + 1, group, j]),
-                            g,
-                            n,
-                        )
+                if g[_REGION]:
+                    _moment_slopes(s, coefficient, group, j, rows, n)
+                for t in range(g[_TERMS]):
+                    row = terms[t, 1]
+                    one, zero = T(coefficient[row, group, j]), T(coefficient[row + 1, group, j])
+                    a, b = T(exponents[t, 0]), T(exponents[t, 1])
+                    _term_slopes(s, terms[t, 0], terms[t, 2] > 0, a, b, one, zero, g, n)
                 if not softmax:
-                    if g[_ACTIVATION] == _SIGMOID and g[_PROBABILITIES]:
+                    if g[_ACTIVATION] == _SIGMOID:
                         r.finish_sigmoid(s, out, at[_OUT, 0], j, at[_OUT, 1], _P, _Q, _DP, _DZ, n)
                     else:
                         r.add(s, _DP, T(1), _DZ, _ONES, n)
@@ -482,7 +505,7 @@ def _pass(
 
             if mapping and exclusive:
                 r.write(s, _RESULT, out, at[_OUT, 0], _FIRST, at[_OUT, 1], n)
-            if not (gradient and softmax):
+            if not (gradient and softmax and g[_PROBABILITIES]):
                 start = stop
                 continue
             # A power of a pixel's entropy joins the weights of its classes.
@@ -511,9 +534,6 @@ def _pass(
                     r.rest(s, _T1, _DZ, _Y, n)
                     r.add(s, _OFFS, T(1), _T1, _ONES, n)
             for j in range(C):
-                if not g[_PROBABILITIES]:
-                    r.write(s, _MEAN, out, at[_OUT, 0], j, at[_OUT, 1], n)
-                    continue
                 r.multiply(s, _P, e + j, _INVERSE, n)
                 r.finish_softmax(s, out, at[_OUT, 0], j, at[_OUT, 1], _P, region + j, _MEAN, n)
                 if g[_LOGS]:
@@ -573,9 +593,7 @@ class _Job:
             np.zeros((0, 0, 0)) if coefficient is None else np.ascontiguousarray(coefficient.detach().double().numpy())
         )
         self.segment = (
-            np.zeros((0, 0), np.int32)
-            if segments is None
-            else segments.of_pixel.detach().numpy().reshape(N, g.pixels)
+            np.zeros((0, 0), np.int32) if segments is None else segments.of_pixel.detach().numpy().reshape(N, g.pixels)
         )
         groups = segments.groups if segments else N
         self.softmax = g.activation == "softmax"
@@ -583,7 +601,7 @@ class _Job:
         self.C = C
         self._cut(N, C, g.pixels, plan.rows * groups * C * 8 if segments else 0)
         parts = len(self.pieces) if segments else self.parts
-        self.partial = np.zeros((parts if what & _SUMS else 1, plan.rows if what & _SUMS else 0, groups, C))
+        self.partial = np.zeros((parts, plan.rows if what & _SUMS else 0, groups, C))
         self.invalid = np.zeros(len(self.pieces), np.int64)
 
     def _cut(self, N: int, C: int, S: int, segment_bytes: int) -> None:
@@ -607,6 +625,7 @@ class _Job:
         none = np.zeros((1, 1, 1), self.dtype)
         tiles = [none if o is None else o.tile(self.most, self.pixels) for o in self.operands]
         scratch = np.empty((_CLASSES + (3 * self.C if self.softmax else 1), self.width), self.dtype)
+        at = np.empty((len(self.operands), 2), np.int64)  # where the tile begins in each operand
         segmented = self.segment.size > 0
         with np.errstate(all="ignore"):
             for i in range(first, last):
@@ -616,7 +635,7 @@ class _Job:
                         operand.load(piece, tile)
                 self.invalid[i] = _pass(
                     piece.first, piece.last, piece.begin, piece.end, *tiles, self.copied, self.given, self.segment,
-                    scratch, self.partial[i if segmented else i % self.parts], self.coefficient, self.moments,
+                    at, scratch, self.partial[i if segmented else i % self.parts], self.coefficient, self.moments,
                     self.terms, self.exponents, self.told, self.ignore,
                 )  # fmt: skip
                 out = self.operands[_OUT]
@@ -628,9 +647,19 @@ class _Job:
         return int(self.invalid.sum())
 
 
-def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> tuple[Tensor, int]:
-    """Sums ``(K, N, C)`` or ``(K, groups, 1)`` and the number of targets or weights out of range."""
-    job = _Job(x, g, plan, _SUMS, None, None, None, segments)
+def forward(
+    x: Tensors,
+    g: Geometry,
+    plan: Plan,
+    segments: Segments | None = None,
+    grad: Tensor | None = None,
+    coefficient: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """Sums ``(K, N, C)`` or ``(K, groups, 1)`` and the number of targets or weights out of range.
+
+    With ``grad`` the pass writes the gradient of ``sum(coefficient * sums)`` there too.
+    """
+    job = _Job(x, g, plan, _SUMS if grad is None else _SUMS | _GRADIENT, grad, coefficient, None, segments)
     invalid = job.run()
     sums: Array = np.add.reduce(job.partial, axis=0)
     return torch.from_numpy(sums), invalid
