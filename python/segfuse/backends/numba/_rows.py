@@ -1,7 +1,8 @@
 """Rows of numbers that stay in cache: what pixel_stats does to some hundred pixels at once.
 
-``s[row, i]`` is number i of a row. Each function walks whole rows in one loop that vectorises; a kernel is a list of
-such steps. They are compiled with the kernel, once for float32 and once for float64.
+``s[row, i]`` is number i of a row. Each function walks whole rows in one loop that vectorises, if the row ``out`` is
+none of the others: what works in place says so by having no other. A kernel is a list of such steps; they are compiled
+with it, once for float32 and once for float64.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ def fill(s: Any, out: int, value: Any, n: int) -> None:
 
 @step
 def read(s: Any, out: int, x: Any, sample: int, c: int, at: int, n: int) -> None:
+    row = x[sample, c, at : at + n]
     for i in range(n):
-        s[out, i] = x[sample, c, at + i]
+        s[out, i] = row[i]
 
 
 @step
 def write(s: Any, row: int, x: Any, sample: int, c: int, at: int, n: int) -> None:
+    out = x[sample, c, at : at + n]
     for i in range(n):
-        x[sample, c, at + i] = s[row, i]
+        out[i] = s[row, i]
 
 
 @step
-def keep(s: Any, out: int, a: int, where: int, n: int) -> None:
-    """a where the pixel is valid, else 0: a NaN under an ignored pixel goes nowhere."""
+def keep(s: Any, out: int, where: int, n: int) -> None:
+    """0 where the pixel does not count: a NaN under an ignored pixel goes nowhere."""
     zero = s.dtype.type(0)
     for i in range(n):
-        s[out, i] = s[a, i] if s[where, i] > zero else zero
+        v = s[out, i]
+        s[out, i] = v if s[where, i] > zero else zero
 
 
 @step
@@ -58,6 +62,12 @@ def equal(s: Any, out: int, a: int, value: Any, n: int) -> None:
 def multiply(s: Any, out: int, a: int, b: int, n: int) -> None:
     for i in range(n):
         s[out, i] = s[a, i] * s[b, i]
+
+
+@step
+def scale(s: Any, out: int, by: int, n: int) -> None:
+    for i in range(n):
+        s[out, i] *= s[by, i]
 
 
 @step
@@ -91,7 +101,8 @@ def weigh(s: Any, scale: Any, w: int, f: int, p: int, n: int) -> Any:
     for i in range(n):
         weight = scale * s[w, i]
         value = weight * s[f, i]
-        found += zero * s[p, i] if weight == zero else value
+        nothing = zero * s[p, i]
+        found += nothing if weight == zero else value
     return found
 
 
@@ -101,10 +112,21 @@ def add_weighed(s: Any, out: int, scale: Any, w: int, f: int, p: int, n: int) ->
     for i in range(n):
         weight = scale * s[w, i]
         value = weight * s[f, i]
-        s[out, i] += zero * s[p, i] if weight == zero else value
+        nothing = zero * s[p, i]
+        s[out, i] += nothing if weight == zero else value
 
 
 # ------------------------------------------------------------------------------------------------------- targets
+
+
+@adding
+def outside(s: Any, y: int, top: Any, n: int) -> Any:
+    """How many targets are not from 0 to top."""
+    T = s.dtype.type
+    found = T(0)
+    for i in range(n):
+        found += T(0) if (s[y, i] >= T(0)) & (s[y, i] <= top) else T(1)
+    return found
 
 
 @adding
@@ -127,7 +149,8 @@ def drop(s: Any, label: int, valid: int, n: int) -> None:
     """-1, no class, for pixels that do not count"""
     T = s.dtype.type
     for i in range(n):
-        s[label, i] = s[label, i] if s[valid, i] > T(0) else T(-1)
+        v = s[label, i]
+        s[label, i] = v if s[valid, i] > T(0) else T(-1)
 
 
 @adding
@@ -221,7 +244,8 @@ def beside(s: Any, e: int, p: int, others: int, inverse: int, out: int, n: int) 
     """1 - p, of the largest class without a cancellation"""
     one = s.dtype.type(1)
     for i in range(n):
-        s[out, i] = s[others, i] * s[inverse, i] if s[e, i] == one else one - s[p, i]
+        of_top, of_other = s[others, i] * s[inverse, i], one - s[p, i]
+        s[out, i] = of_top if s[e, i] == one else of_other
 
 
 @step
@@ -265,7 +289,7 @@ def add_entropy(s: Any, out: int, y: int, lp: int, n: int) -> None:
     zero = s.dtype.type(0)
     for i in range(n):
         value = s[y, i] * s[lp, i]
-        s[out, i] += value if s[y, i] > zero or s[lp, i] != s[lp, i] else zero
+        s[out, i] += value if (s[y, i] > zero) | (s[lp, i] != s[lp, i]) else zero
 
 
 # ------------------------------------------------------------------------------------------------------- slopes
@@ -338,9 +362,9 @@ def difference(s: Any, out: int, a: int, b: int, n: int) -> None:
 
 
 @step
-def divide(s: Any, out: int, a: int, b: int, n: int) -> None:
+def divide(s: Any, out: int, by: int, n: int) -> None:
     for i in range(n):
-        s[out, i] = s[a, i] / s[b, i]
+        s[out, i] /= s[by, i]
 
 
 @adding
@@ -356,15 +380,17 @@ def absolute(s: Any, u: int, p: int, y: int, n: int) -> Any:
 
 @step
 def finish_sigmoid(s: Any, out: Any, sample: int, c: int, at: int, p: int, q: int, dp: int, dz: int, n: int) -> None:
+    row = out[sample, c, at : at + n]
     for i in range(n):
-        out[sample, c, at + i] = s[p, i] * s[q, i] * s[dp, i] + s[dz, i]
+        row[i] = s[p, i] * s[q, i] * s[dp, i] + s[dz, i]
 
 
 @step
 def finish_softmax(s: Any, out: Any, sample: int, c: int, at: int, p: int, g: int, mean: int, n: int) -> None:
     """p (g - sum g p)"""
+    row = out[sample, c, at : at + n]
     for i in range(n):
-        out[sample, c, at + i] = s[p, i] * (s[g, i] - s[mean, i])
+        row[i] = s[p, i] * (s[g, i] - s[mean, i])
 
 
 @step
@@ -374,8 +400,9 @@ def add_softmax(
     """p (sum of the other h) - (1 - p) h. What belongs to y is kept apart: it may be so large that the others would
     vanish in the sum."""
     one = s.dtype.type(1)
+    row = out[sample, c, at : at + n]
     for i in range(n):
         own = s[h, i] * s[y, i]
         off = s[h, i] * (one - s[y, i])
         others = (s[offs, i] - off) + (s[ats, i] - own)
-        out[sample, c, at + i] = (out[sample, c, at + i] + s[p, i] * others) - s[q, i] * s[h, i]
+        row[i] = (row[i] + s[p, i] * others) - s[q, i] * s[h, i]

@@ -42,12 +42,12 @@ _LABEL, _VALID, _MASK, _ONES, _SHARED, _TOP, _OTHERS, _TOPS, _INVERSE, _LOG_SUM,
 _MEAN, _ATS, _OFFS, _COUPLED, _SLOPE, _RESULT = np.arange(11, 17)
 # ... of the class at hand ...
 _Y, _OWN, _U, _D, _P, _Q, _LP, _LQ = np.arange(17, 25)
-_UY, _UN, _UP, _W1, _W0, _F1, _F0, _T1, _T2, _DP, _DZ = np.arange(25, 36)
-_CLASSES = np.int64(36)  # ... and of every class: x (later h), e and g
+_UY, _UN, _W1, _W0, _F1, _F0, _T1, _T2, _DP, _DZ = np.arange(25, 35)
+_CLASSES = np.int64(35)  # ... and of every class: x (later h), e and g
 
 # numbers of a call
 (_ACTIVATION, _EXCLUSIVE, _INDEX, _WHAT, _TERMS, _LOGS, _GENERAL, _PROBABILITIES, _REGION, _POWERS, _DISTANCES,
- _SEGMENTED) = range(12)  # fmt: skip
+ _SEGMENTED, _LOOK, _BOTH, _OFF, _TARGETS) = range(16)  # fmt: skip
 # operands
 _X, _TARGET, _W, _K, _DISTANCE, _UPSTREAM, _OUT = range(7)
 
@@ -59,13 +59,23 @@ def _weights(s: Any, j: int, w: Any, up: Any, given: Any, own: int, out: int, at
     if given[_W]:
         r.read(s, out, w, at[_W, 0], j if w.shape[1] > 1 else _FIRST, at[_W, 1], n)
         negative = r.negative(s, out, n)
-        r.keep(s, out, out, own, n)
+        r.keep(s, out, own, n)
     else:
         r.multiply(s, out, own, own, n)
     if given[_UPSTREAM]:
         r.read(s, _T1, up, at[_UPSTREAM, 0], j if up.shape[1] > 1 else _FIRST, at[_UPSTREAM, 1], n)
-        r.multiply(s, out, out, _T1, n)
+        r.scale(s, out, _T1, n)
     return negative
+
+
+@r.step
+def _classify(s: Any, y: int, m: int, g: Any, given: Any, ignore: Any, top: Any, n: int) -> Any:
+    """m = 1 where the target counts, else 0. How many do, and how many are out of range."""
+    T = s.dtype.type
+    if not g[_LOOK] and r.outside(s, y, top, n) == T(0):
+        r.fill(s, m, T(1), n)
+        return T(n), T(0)
+    return r.classify(s, y, m, _MASK, given[_K] > 0, ignore, top, g[_INDEX] > 0, n)
 
 
 @r.step
@@ -74,12 +84,11 @@ def _target_of_pixels(
 ) -> Any:
     """Which pixels count, where the classes of a pixel count together. How many, and how many are out of range."""
     T = s.dtype.type
-    index = g[_INDEX] > 0
     if given[_K]:
         r.read(s, _MASK, k, at[_K, 0], _FIRST, at[_K, 1], n)
     if g[_INDEX]:
         r.read(s, _LABEL, y, at[_TARGET, 0], _FIRST, at[_TARGET, 1], n)
-        valid, invalid = r.classify(s, _LABEL, _VALID, _MASK, given[_K] > 0, ignore, top, index, n)
+        valid, invalid = _classify(s, _LABEL, _VALID, g, given, ignore, top, n)
         if valid < T(n):
             r.drop(s, _LABEL, _VALID, n)
         return valid, invalid
@@ -87,8 +96,8 @@ def _target_of_pixels(
     r.fill(s, _VALID, T(1), n)
     for j in range(C):
         r.read(s, _Y, y, at[_TARGET, 0], j, at[_TARGET, 1], n)
-        invalid += r.classify(s, _Y, _OWN, _MASK, given[_K] > 0, ignore, top, index, n)[1]
-        r.multiply(s, _VALID, _VALID, _OWN, n)
+        invalid += _classify(s, _Y, _OWN, g, given, ignore, top, n)[1]
+        r.scale(s, _VALID, _OWN, n)
     return r.dot(s, _VALID, _ONES, n), invalid
 
 
@@ -101,13 +110,13 @@ def _target_of_class(s: Any, j: int, y: Any, k: Any, g: Any, given: Any, ignore:
         return T(0), T(0)
     r.read(s, _Y, y, at[_TARGET, 0], j, at[_TARGET, 1], n)
     if g[_EXCLUSIVE]:
-        r.keep(s, _Y, _Y, _VALID, n)
+        r.keep(s, _Y, _VALID, n)
         return T(0), T(0)
     if given[_K] and (j == 0 or k.shape[1] > 1):
         r.read(s, _MASK, k, at[_K, 0], j, at[_K, 1], n)
-    index = g[_INDEX] > 0
-    valid, invalid = r.classify(s, _Y, _VALID, _MASK, given[_K] > 0, ignore, top, index, n)
-    r.keep(s, _Y, _Y, _VALID, n)
+    valid, invalid = _classify(s, _Y, _VALID, g, given, ignore, top, n)
+    if valid < T(n):
+        r.keep(s, _Y, _VALID, n)
     return valid, invalid
 
 
@@ -115,7 +124,7 @@ def _target_of_class(s: Any, j: int, y: Any, k: Any, g: Any, given: Any, ignore:
 def _distance_of_class(s: Any, j: int, d: Any, given: Any, at: Any, n: int) -> None:
     if given[_DISTANCE]:
         r.read(s, _D, d, at[_DISTANCE, 0], j if d.shape[1] > 1 else _FIRST, at[_DISTANCE, 1], n)
-        r.keep(s, _D, _D, _VALID, n)
+        r.keep(s, _D, _VALID, n)
     else:
         r.fill(s, _D, s.dtype.type(1), n)
 
@@ -126,7 +135,7 @@ def _softmax(s: Any, x: Any, logs: bool, plain: bool, at: Any, C: int, n: int) -
     for j in range(C):
         r.read(s, _CLASSES + j, x, at[_X, 0], j, at[_X, 1], n)
         if not plain:
-            r.keep(s, _CLASSES + j, _CLASSES + j, _VALID, n)
+            r.keep(s, _CLASSES + j, _VALID, n)
         if j == 0:
             r.multiply(s, _TOP, _CLASSES, _ONES, n)
         else:
@@ -157,17 +166,17 @@ def _probabilities(s: Any, j: int, x: Any, g: Any, own_valid: bool, at: Any, C: 
     row = _P if g[_ACTIVATION] == _IDENTITY else _CLASSES
     r.read(s, row, x, at[_X, 0], j, at[_X, 1], n)
     if not own_valid:
-        r.keep(s, row, row, _VALID, n)
+        r.keep(s, row, _VALID, n)
     if g[_ACTIVATION] == _IDENTITY:
         r.rest(s, _Q, _ONES, _P, n)
         if g[_LOGS]:
             r.minus_log(s, _LP, _P, T(CLAMP), n)
             r.minus_log(s, _LQ, _Q, T(CLAMP), n)
         return
-    r.exponential(s, _LQ, row, n)
-    r.sigmoid(s, row, _LQ, _P, _Q, n)
+    r.exponential(s, _T1, row, n)
+    r.sigmoid(s, row, _T1, _P, _Q, n)
     if g[_LOGS]:
-        r.sigmoid_logarithms(s, row, _LQ, _LP, _LQ, n)
+        r.sigmoid_logarithms(s, row, _T1, _LP, _LQ, n)
 
 
 @r.step
@@ -199,7 +208,7 @@ def _moments(s: Any, partial: Any, group: int, j: int, rows: Any, valid: Any, pr
         partial[rows[_L1], group, j] += r.absolute(s, _U, _P, _Y, n)
     if rows[_SQ_TRUE] >= 0 or rows[_SQ_FALSE] >= 0 or rows[_D_SQ] >= 0:
         r.difference(s, _T1, _P, _Y, n)
-        r.multiply(s, _T1, _T1, _T1, n)
+        r.scale(s, _T1, _T1, n)
         if rows[_SQ_TRUE] >= 0:
             partial[rows[_SQ_TRUE], group, j] += r.dot(s, _UY, _T1, n)
         if rows[_SQ_FALSE] >= 0:
@@ -237,9 +246,9 @@ def _term_weights(s: Any, kind: int, mapped: bool, n: int) -> Any:
 @r.step
 def _self_adjusting(s: Any, out: int, a: Any, n: int) -> None:
     """(1 - p)^a p"""
-    r.difference(s, out, _ONES, _P, n)
-    r.raise_to(s, out, out, a, n)
-    r.multiply(s, out, out, _P, n)
+    r.difference(s, _T2, _ONES, _P, n)
+    r.raise_to(s, out, _T2, a, n)
+    r.scale(s, out, _P, n)
 
 
 @r.step
@@ -255,10 +264,10 @@ def _term_values(s: Any, kind: int, a: Any, b: Any, g: Any, n: int) -> Any:
     """The rows of what a term adds up, of y and of 1 - y."""
     if kind in (_FOCAL, _FOCAL_ALL):
         r.modulate(s, _F1, _Q, _LQ, a, n)
-        r.multiply(s, _F1, _F1, _LP, n)
+        r.scale(s, _F1, _LP, n)
         if not g[_EXCLUSIVE]:
             r.modulate(s, _F0, _P, _LP, a, n)
-            r.multiply(s, _F0, _F0, _LQ, n)
+            r.scale(s, _F0, _LQ, n)
         return _F1, _F0
     if kind == _POWER:
         _entropy(s, g, n)
@@ -267,9 +276,18 @@ def _term_values(s: Any, kind: int, a: Any, b: Any, g: Any, n: int) -> Any:
     _self_adjusting(s, _F1, a, n)
     if kind == _DSC_PIXEL:  # 1 - (2 q y + b) / (q + y + b)
         _overlap(s, b, n)
-        r.divide(s, _T1, _T1, _T2, n)
+        r.divide(s, _T1, _T2, n)
         r.difference(s, _F1, _ONES, _T1, n)
     return _F1, _F1
+
+
+@r.step
+def _add_to_pixel(s: Any, h: int, g: Any, n: int) -> None:
+    """h of a class to the sums over classes, of y and of 1 - y apart."""
+    r.add(s, _ATS, s.dtype.type(1), h, _Y, n)
+    if g[_OFF]:
+        r.rest(s, _T1, h, _Y, n)
+        r.add(s, _OFFS, s.dtype.type(1), _T1, _ONES, n)
 
 
 @r.step
@@ -283,29 +301,31 @@ def _of(coefficient: Any, rows: Any, moment: int, group: int, j: int) -> float:
 
 
 @r.step
-def _moment_slopes(s: Any, coefficient: Any, group: int, j: int, rows: Any, n: int) -> None:
+def _moment_slopes(s: Any, dp: int, coefficient: Any, group: int, j: int, rows: Any, n: int) -> None:
     """d / dp of all moments."""
     T = s.dtype.type
     constant, by_y = T(_of(coefficient, rows, _PRED, group, j)), T(_of(coefficient, rows, _TP, group, j))
     by_p, by_py = T(2 * _of(coefficient, rows, _PRED2, group, j)), T(2 * _of(coefficient, rows, _TP2, group, j))
-    r.linear_slope(s, _DP, _Y, _P, constant, by_y, by_p, by_py, n)
+    r.linear_slope(s, dp, _Y, _P, constant, by_y, by_p, by_py, n)
     if rows[_L1] >= 0:
-        r.add_sign(s, _DP, T(_of(coefficient, rows, _L1, group, j)), _P, _Y, n)
+        r.add_sign(s, dp, T(_of(coefficient, rows, _L1, group, j)), _P, _Y, n)
     if rows[_SQ_TRUE] >= 0 or rows[_SQ_FALSE] >= 0:
         r.difference(s, _T1, _P, _Y, n)
         r.rest(s, _T2, _T1, _Y, n)
-        r.multiply(s, _T1, _T1, _Y, n)
-        r.add(s, _DP, T(2 * _of(coefficient, rows, _SQ_TRUE, group, j)), _T1, _ONES, n)
-        r.add(s, _DP, T(2 * _of(coefficient, rows, _SQ_FALSE, group, j)), _T2, _ONES, n)
+        r.scale(s, _T1, _Y, n)
+        r.add(s, dp, T(2 * _of(coefficient, rows, _SQ_TRUE, group, j)), _T1, _ONES, n)
+        r.add(s, dp, T(2 * _of(coefficient, rows, _SQ_FALSE, group, j)), _T2, _ONES, n)
     if rows[_D_PRED] >= 0 or rows[_D_SQ] >= 0:
         r.difference(s, _T1, _P, _Y, n)
-        r.add(s, _DP, T(_of(coefficient, rows, _D_PRED, group, j)), _D, _ONES, n)
-        r.add(s, _DP, T(2 * _of(coefficient, rows, _D_SQ, group, j)), _D, _T1, n)
-    r.multiply(s, _DP, _DP, _U, n)
+        r.add(s, dp, T(_of(coefficient, rows, _D_PRED, group, j)), _D, _ONES, n)
+        r.add(s, dp, T(2 * _of(coefficient, rows, _D_SQ, group, j)), _D, _T1, n)
+    r.scale(s, dp, _U, n)
 
 
 @r.step
-def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero: Any, g: Any, n: int) -> None:
+def _term_slopes(
+    s: Any, dp: int, dz: int, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero: Any, g: Any, n: int
+) -> None:
     """Adds the derivative of one term: by p in the row DP; a logarithmic one in the row DZ by z (probabilities: by p),
     under softmax by -log p."""
     T = s.dtype.type
@@ -319,7 +339,7 @@ def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero
             r.slope_by_p(s, _T1, _P, _Q, _LP, _LQ, _F1, a, T(CLAMP), n)
         else:
             r.sigmoid_slope(s, _T1, _P, _Q, _LP, _F1, a, T(BIG), n)
-        r.add(s, _DZ, one, w1, _T1, n)
+        r.add(s, dz, one, w1, _T1, n)
         if g[_EXCLUSIVE]:
             return
         r.modulate(s, _F1, _P, _LP, a, n)
@@ -327,7 +347,7 @@ def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero
             r.slope_by_p(s, _T1, _Q, _P, _LQ, _LP, _F1, a, T(CLAMP), n)
         else:
             r.sigmoid_slope(s, _T1, _Q, _P, _LQ, _F1, a, T(BIG), n)
-        r.add(s, _DZ, -zero, w0, _T1, n)
+        r.add(s, dz, -zero, w0, _T1, n)
         return
     r.fill(s, _T2, T(0), n)
     r.add(s, _T2, one, w1, _ONES, n)
@@ -338,30 +358,30 @@ def _term_slopes(s: Any, kind: int, mapped: bool, a: Any, b: Any, one: Any, zero
             r.add(s, _T2, zero, w0, _ONES, n)
         _entropy(s, g, n)
         r.raise_to(s, _F1, _ENTROPY, a - T(1), n)
-        r.multiply(s, _F1, _F1, _T2, n)
+        r.scale(s, _F1, _T2, n)
         if raw:
             r.entropy_slope_by_p(s, _T1, _Y, _P, _Q, g[_EXCLUSIVE] > 0, T(CLAMP), n)
         else:
             r.rest(s, _T1, _P, _Y, n)
             r.add(s, _T1, T(-1), _Y, _Q, n)
-        r.add_where(s, _DZ, a, _F1, _T1, _ENTROPY, g[_EXCLUSIVE] > 0, n)
+        r.add_where(s, dz, a, _F1, _T1, _ENTROPY, g[_EXCLUSIVE] > 0, n)
         return
     r.add(s, _T2, zero, w0, _ONES, n)  # times d ((1 - p)^a p) / dp
     if a != T(0):
         r.difference(s, _F1, _ONES, _P, n)
         r.raise_to(s, _T1, _F1, a - T(1), n)
-        r.multiply(s, _T2, _T2, _T1, n)
+        r.scale(s, _T2, _T1, n)
         r.add(s, _F1, -a, _P, _ONES, n)
-        r.multiply(s, _T2, _T2, _F1, n)
+        r.scale(s, _T2, _F1, n)
     if kind == _DSC_PIXEL:  # times (-2 y (q + y + b) + 2 q y + b) / (q + y + b)^2
-        _self_adjusting(s, _F1, a, n)
         r.multiply(s, _F0, _T2, _ONES, n)
+        _self_adjusting(s, _F1, a, n)
         _overlap(s, b, n)
         r.add(s, _T1, T(-2), _T2, _Y, n)
-        r.divide(s, _T1, _T1, _T2, n)
-        r.divide(s, _T1, _T1, _T2, n)
+        r.divide(s, _T1, _T2, n)
+        r.divide(s, _T1, _T2, n)
         r.multiply(s, _T2, _F0, _T1, n)
-    r.add(s, _DP, T(1), _T2, _ONES, n)
+    r.add(s, dp, T(1), _T2, _ONES, n)
 
 
 @r.kernel
@@ -440,16 +460,19 @@ def _pass(
                 r.fill(s, _RESULT, T(0), n)
 
             for j in range(C):
-                own, invalid = _target_of_class(s, j, y, k, g, given, own_ignore, top, at, n)
-                if not together:
-                    valid = own
-                    bad += int(invalid)
+                if g[_TARGETS] or not together:
+                    own, invalid = _target_of_class(s, j, y, k, g, given, own_ignore, top, at, n)
+                    if not together:
+                        valid = own
+                        bad += int(invalid)
                 if not shared:
                     bad += int(_weights(s, j, w, up, given, _VALID, _U, at, n))
                 if g[_DISTANCES]:
                     _distance_of_class(s, j, d, given, at, n)
-                r.multiply(s, _UY, _U, _Y, n)
-                r.rest(s, _UN, _U, _Y, n)
+                if g[_TARGETS]:
+                    r.multiply(s, _UY, _U, _Y, n)
+                if g[_BOTH]:
+                    r.rest(s, _UN, _U, _Y, n)
                 if g[_PROBABILITIES]:
                     _probabilities(s, j, x, g, valid == T(n), at, C, n)
 
@@ -476,18 +499,20 @@ def _pass(
                 if not gradient:
                     continue
 
-                r.fill(s, _DP, T(0), n)
+                dp, dz = (region + j, h + j) if softmax else (_DP, _DZ)
                 if not g[_PROBABILITIES]:  # counts have no gradient
+                    r.fill(s, _DP, T(0), n)
                     r.write(s, _DP, out, at[_OUT, 0], j, at[_OUT, 1], n)
                     continue
-                r.fill(s, _DZ, T(0), n)
-                if g[_REGION]:
-                    _moment_slopes(s, coefficient, group, j, rows, n)
+                if g[_LOGS] or not softmax:
+                    r.fill(s, dz, T(0), n)
+                if g[_REGION] or not softmax:
+                    _moment_slopes(s, dp, coefficient, group, j, rows, n)
                 for t in range(g[_TERMS]):
                     row = terms[t, 1]
                     one, zero = T(coefficient[row, group, j]), T(coefficient[row + 1, group, j])
                     a, b = T(exponents[t, 0]), T(exponents[t, 1])
-                    _term_slopes(s, terms[t, 0], terms[t, 2] > 0, a, b, one, zero, g, n)
+                    _term_slopes(s, dp, dz, terms[t, 0], terms[t, 2] > 0, a, b, one, zero, g, n)
                 if not softmax:
                     if g[_ACTIVATION] == _SIGMOID:
                         r.finish_sigmoid(s, out, at[_OUT, 0], j, at[_OUT, 1], _P, _Q, _DP, _DZ, n)
@@ -495,13 +520,10 @@ def _pass(
                         r.add(s, _DP, T(1), _DZ, _ONES, n)
                         r.write(s, _DP, out, at[_OUT, 0], j, at[_OUT, 1], n)
                     continue
-                r.add(s, _MEAN, T(1), _DP, _P, n)
-                r.multiply(s, region + j, _DP, _ONES, n)
+                if g[_REGION]:
+                    r.add(s, _MEAN, T(1), dp, _P, n)
                 if g[_LOGS]:
-                    r.multiply(s, h + j, _DZ, _ONES, n)
-                    r.add(s, _ATS, T(1), _DZ, _Y, n)
-                    r.rest(s, _T1, _DZ, _Y, n)
-                    r.add(s, _OFFS, T(1), _T1, _ONES, n)
+                    _add_to_pixel(s, dz, g, n)
 
             if mapping and exclusive:
                 r.write(s, _RESULT, out, at[_OUT, 0], _FIRST, at[_OUT, 1], n)
@@ -521,21 +543,19 @@ def _pass(
                     r.multiply(s, _UY, _U, _Y, n)
                     if terms[t, 2]:
                         _distance_of_class(s, j, d, given, at, n)
-                        r.multiply(s, _UY, _UY, _D, n)
+                        r.scale(s, _UY, _D, n)
                     r.add(s, _COUPLED, T(coefficient[terms[t, 1], group, j]), _UY, _ONES, n)
                 r.raise_to(s, _SLOPE, _ENTROPY, a - T(1), n)
-                r.multiply(s, _COUPLED, _COUPLED, _SLOPE, n)
+                r.scale(s, _COUPLED, _SLOPE, n)
                 for j in range(C):
                     _target_of_class(s, j, y, k, g, given, own_ignore, top, at, n)
                     r.fill(s, _DZ, T(0), n)
                     r.add(s, _DZ, a, _COUPLED, _Y, n)
                     r.add(s, h + j, T(1), _DZ, _ONES, n)
-                    r.add(s, _ATS, T(1), _DZ, _Y, n)
-                    r.rest(s, _T1, _DZ, _Y, n)
-                    r.add(s, _OFFS, T(1), _T1, _ONES, n)
+                    _add_to_pixel(s, _DZ, g, n)
             for j in range(C):
                 r.multiply(s, _P, e + j, _INVERSE, n)
-                r.finish_softmax(s, out, at[_OUT, 0], j, at[_OUT, 1], _P, region + j, _MEAN, n)
+                r.finish_softmax(s, out, at[_OUT, 0], j, at[_OUT, 1], _P, region + j if g[_REGION] else _MEAN, _MEAN, n)
                 if g[_LOGS]:
                     _target_of_class(s, j, y, k, g, given, own_ignore, top, at, n)
                     r.beside(s, e + j, _P, _OTHERS, _INVERSE, _Q, n)
@@ -572,6 +592,14 @@ class _Job:
         kinds = [t.kind for t in plan.terms]
         logarithmic = [t for t in plan.terms if t.kind in ("focal", "focal_all", "power")]
         region = any(row >= 0 for row in native["moments"][_PRED:])
+        # A target in range may be ignored after all, or be no class number.
+        looked_at = (
+            x.mask is not None
+            or 0 <= g.ignore_index <= (C - 1 if g.index_target else 1)
+            or (g.index_target and x.target.dtype.is_floating_point)
+        )
+        # Sums of 1 - y: only the logarithmic terms of exclusive classes have none.
+        both = "sq_false" in plan.moments or any(not g.exclusive or t not in logarithmic for t in plan.terms)
         self.told = np.array(
             [
                 ACTIVATION[g.activation],
@@ -582,10 +610,14 @@ class _Job:
                 bool(logarithmic),
                 any(t.a not in (0, 1, 2) for t in logarithmic if t.kind != "power"),
                 region or bool(kinds),
-                region,
+                region or len(logarithmic) < len(kinds),
                 "power" in kinds,
                 any(t.mapped for t in plan.terms) or any(name.startswith("distance") for name in plan.moments),
                 segments is not None,
+                looked_at,
+                both,
+                not g.index_target or "focal_all" in kinds,
+                region or bool(kinds) or any(name.startswith("true") for name in plan.moments),
             ],
             np.int64,
         )
