@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+# A C++ extension that does not build is an error here, and no reason to install the package without it.
+export SEGFUSE_NATIVE ?= ON
 # While developing, kernels are built for the GPU at hand; without one, `make cuda` compiles them for this architecture.
 GPU := $(shell command -v nvidia-smi)
 CUDA_ARCHITECTURES ?= $(if $(GPU),native,90-real)

@@ -15,6 +15,7 @@ from all_losses import problem
 from compare import close
 
 X, Y = problem("multiclass", dtype=torch.float32)
+NATIVE = [name for name in sf.backends.available("pixel_stats") if name in ("cpp", "numba")]
 BEST = next(name for name in sf.backends.available("pixel_stats") if name != "cuda")  # on the CPU
 
 
@@ -67,18 +68,21 @@ def test_use_backend_holds_for_its_thread_alone():
     assert f"on {BEST}" in seen[0]
 
 
-def test_one_loss_object_in_many_threads():
+@pytest.mark.parametrize("backend", NATIVE)
+def test_one_loss_object_in_many_threads(backend):
     """Kernels run without the interpreter's lock; every thread gets its own numbers."""
     loss = 0.5 * sf.FocalLoss() + sf.DiceLoss()
     inputs = [problem("multiclass", (64, 65), torch.float32, seed=seed) for seed in range(4)]
-    expected = [loss(x, y) for x, y in inputs]
     wrong = []
+    with sf.use_backend(backend):
+        expected = [loss(x, y) for x, y in inputs]
 
     def work(number: int) -> None:
         x, y = inputs[number]
-        for _ in range(20):
-            if not torch.equal(loss(x, y), expected[number]):
-                wrong.append(number)
+        with sf.use_backend(backend):
+            for _ in range(20):
+                if not torch.equal(loss(x, y), expected[number]):
+                    wrong.append(number)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for worker in workers:
@@ -98,7 +102,9 @@ loss = segfuse.DiceLoss()
 def python(code: str, **variables: str) -> str:
     """What the code prints, in a process of its own."""
     command = [sys.executable, "-c", SCRIPT + code]
-    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300
+    )  # Numba may have to compile
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -115,9 +121,10 @@ with segfuse.use_backend("cpp"):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(BEST != "cpp", reason="the C++ extension is not built")
-def test_a_forked_child_does_not_hang():
-    """The threads of the parent are gone in the child: kernels run serially there, with the same bits."""
+@pytest.mark.parametrize("backend", NATIVE)
+def test_a_forked_child_does_not_hang(backend):
+    """The threads of the parent are gone in the child: C++ kernels run serially there, Numba's on new ones, with the
+    same bits."""
     code = """
 import os, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -132,4 +139,4 @@ if child == 0:  # torch's own operations on large tensors would hang here: numpy
     os._exit(0 if value.item() == before.item() and (grad.numpy() == x.grad.numpy()).all() else 1)
 print("child", os.waitpid(child, 0)[1])
 """
-    assert python(code).strip() == "child 0"
+    assert python(code, SEGFUSE_BACKEND=backend).strip() == "child 0"

@@ -15,7 +15,7 @@ import sys
 
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name == {name!r}:
+        if name in {names!r}:
             raise ModuleNotFoundError("hidden from this test", name=name)
 
 sys.meta_path.insert(0, Hide())
@@ -29,9 +29,9 @@ def segfuse(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, timeout=120)
 
 
-def hide(folder: Path, name: str) -> str:
-    """A PYTHONPATH under which importing ``name`` fails."""
-    (folder / "sitecustomize.py").write_text(HIDE.format(name=name))
+def hide(folder: Path, *names: str) -> str:
+    """A PYTHONPATH under which importing any of ``names`` fails."""
+    (folder / "sitecustomize.py").write_text(HIDE.format(names=names))
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
@@ -40,12 +40,12 @@ def test_report_is_complete():
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(run.stdout)
     assert report["ready"] and report["problems"] == []
-    assert set(report["versions"]) == {"segfuse", "torch", "numpy", "python", "platform"}
+    assert set(report["versions"]) == {"segfuse", "torch", "numpy", "numba", "python", "platform"}
     assert set(report) >= {"backends", "cpu", "threads", "cuda", "environment", "warnings", "errors"}
     for reasons in report["backends"].values():
         assert list(reasons) == ["cpp", "cuda", "numba", "reference"]
         assert reasons["cpp"] is None and reasons["reference"] is None
-        assert reasons["cuda"] and reasons["numba"]
+        assert reasons["cuda"]
     assert report["cpu"]["isa_used"] in report["cpu"]["isa_found"]
     assert report["threads"]["torch"] >= 1
     assert len(report["threads"]["openmp"]) <= 1, "a second OpenMP runtime was loaded"
@@ -66,6 +66,19 @@ def test_missing_extension_shows_its_reason(tmp_path):
     for reasons in report["backends"].values():
         assert reasons["cpp"] is not None and reasons["reference"] is None
     assert "hidden from this test" in report["problems"][0]
+
+
+def test_missing_numba_says_how_to_install_it(tmp_path):
+    path = hide(tmp_path, "numba")
+    report = json.loads(segfuse("doctor", "--json", PYTHONPATH=path).stdout)
+    assert "pip install numba" in report["backends"]["pixel_stats"]["numba"]
+    path = hide(tmp_path, "numba", "segfuse._cpp")
+    run = segfuse("doctor", "--json", PYTHONPATH=path)
+    assert "pip install numba" in json.loads(run.stdout)["problems"][0]
+    code = "import segfuse as s, torch; print(s.explain(s.DiceLoss(), torch.ones(1, 1, 4), torch.ones(1, 4)))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    assert "on reference" in run.stdout and "pip install numba" in run.stdout, run.stderr
 
 
 def test_missing_torch_says_how_to_install_it(tmp_path):

@@ -17,7 +17,6 @@ from typing import Any
 
 BACKENDS = ("cpp", "cuda", "numba", "reference")
 VARIABLES = ("SEGFUSE_BACKEND", "SEGFUSE_ISA", "SEGFUSE_DEBUG", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-NOT_YET = "not part of this release yet"
 
 Report = dict[str, Any]
 
@@ -48,6 +47,7 @@ def collect() -> Report:
             "segfuse": version("segfuse"),
             "torch": getattr(torch, "__version__", version("torch")),
             "numpy": version("numpy"),
+            "numba": version("numba"),
             "python": platform.python_version(),
             "platform": platform.platform(),
         },
@@ -73,11 +73,11 @@ def _import(name: str) -> tuple[Any, str | None]:
 def _backends(backends: Any, error: str | None) -> dict[str, dict[str, str | None]]:
     """Per op, the reason each backend cannot run; None where it can."""
     if backends is None:
-        return {"every op": {name: NOT_YET if name in ("cuda", "numba") else error for name in BACKENDS}}
+        return {"every op": dict.fromkeys(BACKENDS, error)}
     table = {}
     for op in backends.OPS:
         reasons = backends.why_not(op)
-        table[op] = {name: reasons.get(name, NOT_YET) for name in BACKENDS}
+        table[op] = {name: reasons[name] for name in BACKENDS}
     return table
 
 
@@ -136,9 +136,12 @@ def _problems(report: Report) -> list[str]:
         return [f"segfuse does not import ({errors['segfuse.backends']}): pip install --force-reinstall segfuse"]
     problems = []
     if errors["segfuse._cpp"]:
+        numba = report["backends"]["pixel_stats"]["numba"] is None
+        slower = "on Numba, slower and compiled at the first call" if numba else "on plain torch, correct but slow"
         problems.append(
-            f"the C++ extension is missing, so losses run on plain torch, correct but slow ({errors['segfuse._cpp']}): "
-            "reinstall segfuse with a C++17 compiler at hand and SEGFUSE_NATIVE unset"
+            f"the C++ extension is missing, so losses run {slower} ({errors['segfuse._cpp']}): "
+            "reinstall segfuse with a C++17 compiler at hand and SEGFUSE_NATIVE=ON"
+            + ("" if numba else "; without a compiler, pip install numba")
         )
     forced = report["environment"].get("SEGFUSE_BACKEND")
     if forced and any(reasons.get(forced, "unknown backend") for reasons in report["backends"].values()):

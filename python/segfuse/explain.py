@@ -6,6 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from .backends import forced, why_not
 from .losses._base import CompoundLoss, Loss
 from .ops import pixel_stats
 
@@ -31,11 +32,19 @@ def explain(loss: Loss, input: Tensor, target: Tensor) -> str:
     if backend is not None:
         finish = f"{_name(backend)}: {formula.length} traced operations in the same call"
     else:
-        finish = "torch operations: " + (formula.why_not or "the reference was asked for or is needed here")
+        finish = "torch operations: " + (formula.why_not or f"{kernels} has no other way for this formula")
     return (
         f"mode {g.mode}, {g.activation}; pixel_stats on {kernels}: {passes}\n"
-        f"sums: {', '.join(sums)}\nformula on {finish}"
+        f"sums: {', '.join(sums)}\nformula on {finish}{_hint(x.input)}"
     )
+
+
+def _hint(input: Tensor) -> str:
+    """What would make this call faster, where the C++ extension is missing."""
+    reasons = why_not("pixel_stats")
+    if forced() or input.is_cuda or reasons["cpp"] is None:
+        return ""
+    return f"\ncpp: {reasons['cpp']}" + (f"\nnumba: {reasons['numba']}" if reasons["numba"] else "")
 
 
 def _name(module: ModuleType) -> str:

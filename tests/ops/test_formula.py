@@ -49,7 +49,7 @@ def test_native_is_torch(monkeypatch, variant, mode, native):
             return variant(mode=mode, reduction=reduction)
 
         with sf.use_backend(native):
-            if make().fusable and reduction != "none":
+            if make().fusable and reduction != "none" and native != "numba":  # which leaves most formulas to torch
                 assert traced(make(), x, y)
             value, grad = evaluate(make(), x, y)
             expected, expected_grad = by_torch(monkeypatch, make, x, y)

@@ -40,7 +40,10 @@ def _load(backend: str, op: str) -> tuple[ModuleType | None, str | None]:
     name = f"{__name__}.{backend}.{op}"
     try:
         return importlib.import_module(name), None
-    except ImportError as error:
+    except (ImportError, OSError) as error:
+        if backend == "numba":
+            missing = getattr(error, "name", None) in ("numba", "llvmlite")
+            return None, "the package numba is missing: pip install numba" if missing else f"{error}"
         return None, f"segfuse was installed without it: {error}"
 
 
