@@ -1,0 +1,336 @@
+"""Sixteen numbers side by side: a type for kernels, as registers hold it, instead of the compiler's guess about a loop.
+
+A kernel loads lanes from a one-dimensional contiguous array, computes with ``+ - * / < > == != & | ^`` (a plain number
+stands for itself in every lane) and with the functions below, and stores them. What is compiled is one instruction or
+a few for each, on any processor, and in a fraction of the time that vectorising a loop takes. Additions and
+multiplications are rounded as they are written.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 16
+_INDEX = ir.IntType(32)
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """``LANES`` numbers of a type of Numba; of truth values, what a comparison gives."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Lanes({dtype})")
+
+
+def _element(dtype: Any) -> ir.Type:
+    if dtype == types.boolean:
+        return ir.IntType(1)
+    if isinstance(dtype, types.Float):
+        return ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
+    return ir.IntType(dtype.bitwidth)
+
+
+def _vector(dtype: Any) -> ir.VectorType:
+    return ir.VectorType(_element(dtype), LANES)
+
+
+@register_model(Lanes)
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _vector(fe_type.dtype))
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    one = ir.VectorType(value.type, LANES)
+    first = builder.insert_element(ir.Constant(one, ir.Undefined), value, ir.Constant(_INDEX, 0))
+    same = ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(one, ir.Undefined), same)
+
+
+def _spread(context: Any, builder: Any, value: Any, given: Any, dtype: Any) -> Any:
+    """Lanes of ``dtype`` from lanes or from a number."""
+    return value if isinstance(given, Lanes) else _splat(builder, context.cast(builder, value, given, dtype))
+
+
+# ---------------------------------------------------------------------------------------------------- operators
+
+
+def _operator(op: Any, emit: Callable[[Any, Any, Any, Any], Any], compares: bool = False) -> None:
+    @infer_global(op)
+    class _Typing(AbstractTemplate):  # type: ignore[misc, valid-type]
+        def generic(self, args: Any, kws: Any) -> Any:
+            lanes = [a for a in args if isinstance(a, Lanes)]
+            if len(args) != 2 or not lanes or any(a != lanes[0] for a in lanes):
+                return None
+            found = Lanes(types.boolean) if compares else lanes[0]
+            return signature(found, *[types.unliteral(a) for a in args])
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        dtype = next(a.dtype for a in sig.args if isinstance(a, Lanes))
+        a, b = (_spread(context, builder, value, given, dtype) for value, given in zip(args, sig.args))
+        return emit(builder, dtype, a, b)
+
+    for pair in ((Lanes, Lanes), (Lanes, types.Number), (types.Number, Lanes)):
+        lower_builtin(op, *pair)(lower)
+
+
+def _arithmetic(op: Any, of_float: str, of_integer: str | None) -> None:
+    def emit(builder: Any, dtype: Any, a: Any, b: Any) -> Any:
+        return getattr(builder, of_float if isinstance(dtype, types.Float) else of_integer)(a, b)
+
+    _operator(op, emit)
+
+
+def _comparison(op: Any, symbol: str) -> None:
+    def emit(builder: Any, dtype: Any, a: Any, b: Any) -> Any:
+        if isinstance(dtype, types.Float):  # false for NaN, but for !=
+            return (builder.fcmp_unordered if symbol == "!=" else builder.fcmp_ordered)(symbol, a, b)
+        signed = getattr(dtype, "signed", False)
+        return (builder.icmp_signed if signed else builder.icmp_unsigned)(symbol, a, b)
+
+    _operator(op, emit, compares=True)
+
+
+_arithmetic(operator.add, "fadd", "add")
+_arithmetic(operator.sub, "fsub", "sub")
+_arithmetic(operator.mul, "fmul", "mul")
+_arithmetic(operator.truediv, "fdiv", None)
+for _op, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
+    _arithmetic(_op, _name, _name)
+_arithmetic(operator.lshift, "shl", "shl")
+_arithmetic(operator.rshift, "ashr", "ashr")
+for _op, _name in (
+    (operator.lt, "<"),
+    (operator.le, "<="),
+    (operator.gt, ">"),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+    (operator.ne, "!="),
+):
+    _comparison(_op, _name)
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any, dtype: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), _vector(dtype).as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typing: Any, array: Any, at: Any) -> Any:
+    """Lanes from ``array[at]`` on, unchecked."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        where = _address(context, builder, sig.args[0], args[0], args[1], sig.args[0].dtype)
+        return builder.load(where, align=sig.args[0].dtype.bitwidth // 8)
+
+    return Lanes(array.dtype)(array, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, at: Any, lanes: Any) -> Any:
+    """Lanes to ``array[at]`` and on, unchecked."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        where = _address(context, builder, sig.args[0], args[0], args[1], sig.args[0].dtype)
+        builder.store(args[2], where, align=sig.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, Lanes(array.dtype)), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def number(typing: Any, array: Any, value: Any) -> Any:
+    """A number in the type of an array, which spares a kernel the names of types."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.cast(builder, args[1], sig.args[1], sig.args[0].dtype)
+
+    return array.dtype(array, types.unliteral(value)), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread(typing: Any, array: Any, value: Any) -> Any:
+    """A number in every lane, in the type of an array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _spread(context, builder, args[1], sig.args[1], sig.args[0].dtype)
+
+    return Lanes(array.dtype)(array, types.unliteral(value)), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def counting(typing: Any, array: Any) -> Any:
+    """0, 1, 2, ... in the type of an array."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(_vector(sig.args[0].dtype), list(range(LANES)))
+
+    return Lanes(array.dtype)(array), emit
+
+
+# ---------------------------------------------------------------------------------------------------- functions
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def select(typing: Any, mask: Any, yes: Any, no: Any) -> Any:
+    """Lanes of ``yes`` where the mask is true, else of ``no``; at least one of them is lanes."""
+    dtype = next(a.dtype for a in (yes, no) if isinstance(a, Lanes))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, b = (_spread(context, builder, args[i], sig.args[i], dtype) for i in (1, 2))
+        return builder.select(args[0], a, b)
+
+    return Lanes(dtype)(mask, types.unliteral(yes), types.unliteral(no)), emit
+
+
+def _either(symbol: str) -> Callable[..., Any]:
+    def typed(typing: Any, a: Any, b: Any) -> Any:
+        dtype = next(x.dtype for x in (a, b) if isinstance(x, Lanes))
+
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            x, y = (_spread(context, builder, args[i], sig.args[i], dtype) for i in (0, 1))
+            compare = builder.fcmp_ordered if isinstance(dtype, types.Float) else builder.icmp_signed
+            return builder.select(compare(symbol, x, y), x, y)
+
+        return Lanes(dtype)(types.unliteral(a), types.unliteral(b)), emit
+
+    return typed
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def least(typing: Any, a: Any, b: Any) -> Any:
+    """``a < b ? a : b``, so b where either is NaN."""
+    return _either("<")(typing, a, b)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def most(typing: Any, a: Any, b: Any) -> Any:
+    """``a > b ? a : b``, so b where either is NaN."""
+    return _either(">")(typing, a, b)
+
+
+def _call(context: Any, builder: Any, name: str, dtype: Any, *args: Any) -> Any:
+    """An intrinsic function of LLVM on vectors."""
+    vector = _vector(dtype)
+    suffix = f"v{LANES}{'f' if isinstance(dtype, types.Float) else 'i'}{dtype.bitwidth}"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * len(args)), f"llvm.{name}.{suffix}"
+    )
+    return builder.call(function, args)
+
+
+def _unary(name: str) -> Callable[..., Any]:
+    def typed(typing: Any, x: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _call(context, builder, name, sig.args[0].dtype, args[0])
+
+        return x(x), emit
+
+    return typed
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def root(typing: Any, x: Any) -> Any:
+    return _unary("sqrt")(typing, x)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def magnitude(typing: Any, x: Any) -> Any:
+    return _unary("fabs")(typing, x)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once where the processor can."""
+    dtype = next(x.dtype for x in (a, b, c) if isinstance(x, Lanes))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, y, z = (_spread(context, builder, value, given, dtype) for value, given in zip(args, sig.args))
+        return _call(context, builder, "fmuladd", dtype, x, y, z)
+
+    return Lanes(dtype)(*[types.unliteral(x) for x in (a, b, c)]), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def convert(typing: Any, array: Any, lanes: Any) -> Any:
+    """Lanes in the type of an array."""
+    new, old = array.dtype, lanes.dtype
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, to = args[1], _vector(new)
+        if isinstance(old, types.Float) and isinstance(new, types.Float):
+            if old.bitwidth == new.bitwidth:
+                return x
+            return builder.fpext(x, to) if old.bitwidth < new.bitwidth else builder.fptrunc(x, to)
+        if isinstance(new, types.Float):
+            return (builder.sitofp if getattr(old, "signed", False) else builder.uitofp)(x, to)
+        if isinstance(old, types.Float):
+            return builder.fptosi(x, to)
+        width = 1 if old == types.boolean else old.bitwidth
+        if width == new.bitwidth:
+            return x
+        if width > new.bitwidth:
+            return builder.trunc(x, to)
+        return (builder.sext if getattr(old, "signed", False) else builder.zext)(x, to)
+
+    return Lanes(new)(array, lanes), emit
+
+
+def _fold(symbol: str) -> Callable[..., Any]:
+    def typed(typing: Any, lanes: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            dtype, x, width = sig.args[0].dtype, args[0], LANES
+            while width > 1:
+                width //= 2
+                order = ir.Constant(ir.VectorType(_INDEX, LANES), [(i + width) % LANES for i in range(LANES)])
+                other = builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), order)
+                if symbol == "+":
+                    x = builder.fadd(x, other) if isinstance(dtype, types.Float) else builder.add(x, other)
+                else:
+                    compare = builder.fcmp_ordered if isinstance(dtype, types.Float) else builder.icmp_signed
+                    x = builder.select(compare(symbol, x, other), x, other)
+            return builder.extract_element(x, ir.Constant(_INDEX, 0))
+
+        return lanes.dtype(lanes), emit
+
+    return typed
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def smallest(typing: Any, lanes: Any) -> Any:
+    """Of the lanes."""
+    return _fold("<")(typing, lanes)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def largest(typing: Any, lanes: Any) -> Any:
+    """Of the lanes."""
+    return _fold(">")(typing, lanes)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typing: Any, lanes: Any) -> Any:
+    """The lanes added up, always in the same order."""
+    return _fold("+")(typing, lanes)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def some(typing: Any, mask: Any) -> Any:
+    """Whether any lane of a mask is true."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(mask), emit
