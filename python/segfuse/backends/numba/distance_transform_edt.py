@@ -8,6 +8,7 @@ otherwise whether it is of another kind than its neighbour along x, y and z, fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,28 +94,24 @@ def _along_rows(
                 if signed:
                     d = select((load(kinds, start + i) & FOREGROUND) != 0, d * -1.0, d)
                 store(row, i, d)
-        work[start:end] = row[:W]
+        for i in range(W):
+            work[start + i] = row[i]
 
 
 # ---------------------------------------------------------------------------------------------------- columns
 
 
-@compiled
+@lru_cache(maxsize=16)
 def _order(n: int, step: int) -> Array:
     """Rows in the order in which they are searched, each with those between whose minimisers its own lie, or -1."""
-    found = np.empty((n + 1, 3), np.int64)
-    found[0], count = (0, -1, -1), 1
-    if n > 1:
-        found[1], count = (n - 1, 0, -1), 2
+    found = [(0, -1, -1), (n - 1, 0, -1)]
     h = step
     while h < n - 1:
         h *= 2
     while h >= step:
-        for y in range(h, n - 1, 2 * h):
-            found[count] = y, y - h, min(y + h, n - 1)
-            count += 1
+        found += [(y, y - h, min(y + h, n - 1)) for y in range(h, n - 1, 2 * h)]
         h //= 2
-    return found[:count]
+    return np.array(found if n > 1 else found[:1], np.int64)
 
 
 @compiled
@@ -161,7 +158,8 @@ def _minimise(
         has = best < np.inf
         high = int(largest(select(has, where, -1)))
         if k == 0 and high < 0:  # no lane has a site
-            out[at : at + n * LANES] = np.inf
+            for i in range(n * LANES):
+                out[at + i] = np.inf
             for i in range(len(minimiser)):
                 minimiser[i] = i // LANES
             return
@@ -210,6 +208,7 @@ def _down_columns(
     sides: bool,
     unit: float,
     squares: Array,
+    order: Array,
     how: tuple[bool, bool, bool, float],
 ) -> None:
     """Minima along y (axis 1) of planes, or along z (axis 0) of volumes, by blocks of columns side by side."""
@@ -222,12 +221,13 @@ def _down_columns(
     minimiser = np.empty(n * LANES if len(indices) else 0, work.dtype)
     held, tail = np.empty(n * LANES if len(indices) else 0, np.int32), np.empty(LANES, work.dtype)
     parity = np.zeros(width, np.uint8)
-    order, bounds = _order(n, 1 if len(indices) else STEP), np.empty((n, 3), np.int64)
+    bounds = np.empty((n, 3), np.int64)
     for block in range(first, last):
         begin = block % blocks * width
         start = block // blocks * n * columns + begin
         count = min(width, columns - begin)
-        parity[:] = 0
+        for g in range(0, width, LANES):
+            store(parity, g, spread(parity, 0))
         for y in range(n):
             at = start + y * columns
             for g in range(0, count, LANES):
@@ -258,7 +258,8 @@ def _down_columns(
                     store(work, at + g, d)
                 else:
                     store(tail, 0, d)
-                    work[at + g : at + count] = tail[: count - g]
+                    for i in range(count - g):
+                        work[at + g + i] = tail[i]
 
 
 @compiled
@@ -307,8 +308,8 @@ def _two_along_rows(
     for y in range(first, last):
         start = y * W
         for way in range(2):  # from the left, then from the right
-            seen[:] = 0
-            at[:] = 0
+            for j in range(2):
+                seen[0, j] = seen[1, j] = at[j] = 0
             for x in range(W):
                 i = x if way == 0 else W - 1 - x
                 k = start + i
@@ -485,7 +486,8 @@ def _scale(request: Request, shape: Sequence[int], spacing: Sequence[float]) -> 
 
 def _squares(side: int, unit: float, dtype: Any) -> Array:
     """(unit k)^2 for -side <= k <= side"""
-    return ((unit * np.arange(-side, side + 1)) ** 2).astype(dtype)
+    with np.errstate(over="ignore"):
+        return ((unit * np.arange(-side, side + 1)) ** 2).astype(dtype)
 
 
 def _instances(input: Tensor) -> Array:
@@ -555,6 +557,7 @@ def _transform(input: Tensor, request: Request, out: Tensor, indices: Tensor) ->
                 sides,
                 unit[axis],
                 squares[axis],
+                _order(shape[axis], 1 if request.indices else STEP),
                 how[axis],
             )
 
