@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
 LANES = 16
 _INDEX = ir.IntType(32)
@@ -251,6 +251,17 @@ def magnitude(typing: Any, x: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def rounded(typing: Any, x: Any) -> Any:
+    """To whole numbers."""
+    return _unary("rint")(typing, x)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def opposite(typing: Any, mask: Any) -> Any:
+    return mask(mask), lambda context, builder, sig, args: builder.not_(args[0])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once where the processor can."""
     dtype = next(x.dtype for x in (a, b, c) if isinstance(x, Lanes))
@@ -285,6 +296,40 @@ def convert(typing: Any, array: Any, lanes: Any) -> Any:
         return (builder.sext if getattr(old, "signed", False) else builder.zext)(x, to)
 
     return Lanes(new)(array, lanes), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits(typing: Any, lanes: Any) -> Any:
+    """What floating-point lanes hold, as signed integers."""
+    found = Lanes(types.int32 if lanes.dtype.bitwidth == 32 else types.int64)
+    return found(lanes), lambda context, builder, sig, args: builder.bitcast(args[0], _vector(found.dtype))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def of_bits(typing: Any, lanes: Any) -> Any:
+    """The way back."""
+    found = Lanes(types.float32 if lanes.dtype.bitwidth == 32 else types.float64)
+    return found(lanes), lambda context, builder, sig, args: builder.bitcast(args[0], _vector(found.dtype))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def constant(typing: Any, lanes: Any, value: Any) -> Any:
+    """A number in every lane, in the type of other lanes."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _spread(context, builder, args[1], sig.args[1], sig.args[0].dtype)
+
+    return lanes(lanes, types.unliteral(value)), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _exp(typing: Any, x: Any) -> Any:
+    return _unary("exp")(typing, x)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _log(typing: Any, x: Any) -> Any:
+    return _unary("log")(typing, x)
 
 
 def _fold(symbol: str) -> Callable[..., Any]:
@@ -334,3 +379,58 @@ def some(typing: Any, mask: Any) -> Any:
         return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
 
     return types.boolean(mask), emit
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+part = njit(error_model="numpy", nogil=True)  # of a kernel; compiled and kept with it
+
+
+@part
+def take(array: Any, at: int, count: int, room: Any) -> Any:
+    """The first ``count`` lanes from ``array[at]`` on. The others repeat the first; ``room``: memory for lanes."""
+    if count >= LANES:
+        return load(array, at)
+    for i in range(LANES):
+        room[i] = array[at + i] if i < count else array[at]
+    return load(room, 0)
+
+
+@part
+def put(array: Any, at: int, count: int, lanes: Any, room: Any) -> None:
+    """Stores the first ``count`` lanes."""
+    if count >= LANES:
+        store(array, at, lanes)
+    else:
+        store(room, 0, lanes)
+        for i in range(count):
+            array[at + i] = room[i]
+
+
+# ---------------------------------------------------------------------------------------------------- mathematics
+
+
+def exp_negative(x: Any) -> Any:
+    """e^x for x <= 0; float32: 0 below -87.3. NaN stays."""
+
+
+@part
+def _exp_negative(x: Any) -> Any:  # Cephes expf, as csrc/pixel.h has it
+    c = select(x < -87.3, -87.3, x)
+    shifted = c * 1.44269504 + 12582912.0  # 1.5 * 2^23 rounds to an integer in the low bits
+    k = shifted - 12582912.0
+    r = (c - k * 0.693359375) + k * 2.12194440e-4
+    poly = multiply_add(constant(r, 1.9875691500e-4), r, 1.3981999507e-3)
+    poly = multiply_add(poly, r, 8.3334519073e-3)
+    poly = multiply_add(poly, r, 4.1665795894e-2)
+    poly = multiply_add(poly, r, 1.6666665459e-1)
+    poly = multiply_add(poly, r, 5.0000001201e-1)
+    scale = of_bits((bits(shifted) - (0x4B400000 - 127)) << 23)
+    return select(x < -87.3, 0, (poly * r * r + r + 1) * scale)
+
+
+@overload(exp_negative, strict=False)
+def _(x: Any) -> Callable[[Any], Any]:
+    chosen = _exp_negative if x == Lanes(types.float32) else _exp
+    return lambda x: chosen(x)

@@ -1,0 +1,110 @@
+"""Tensors of any dtype and strides as kernels take them: float32 or float64, ``(N, C, S)``, contiguous.
+
+Where a tensor is that already a kernel reads and writes it in place. Otherwise the pixels of a piece are copied to a
+tile that stays in cache, and the results back: NumPy does strides and dtypes, bfloat16 is the upper half of a float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._run import view
+
+Array = NDArray[Any]
+
+
+class Piece:
+    """Samples ``first`` to ``last``, pixels ``begin`` to ``end``."""
+
+    __slots__ = ("begin", "end", "first", "last")
+
+    def __init__(self, first: int, last: int, begin: int, end: int) -> None:
+        self.first, self.last, self.begin, self.end = first, last, begin, end
+
+
+class Operand:
+    """A tensor, cut into pieces. ``shape`` is ``(N, C or 1, *spatial)``."""
+
+    def __init__(self, x: Tensor, spatial: tuple[int, ...], computed: Any) -> None:
+        if x.ndim == len(spatial) + 1:
+            x = x.unsqueeze(1)
+        self.computed = np.dtype(computed)
+        self.brain = x.dtype == torch.bfloat16
+        self.spatial = view(x)
+        try:
+            self.flat: Array | None = view(x.view(*x.shape[:2], spatial_size(spatial)))
+        except RuntimeError:  # the strides of the spatial axes cannot be joined
+            self.flat = None
+        self.channels = x.shape[1]
+        self.in_place = (
+            self.flat is not None
+            and not self.brain
+            and self.flat.dtype == self.computed
+            and self.flat.flags.c_contiguous
+        )
+
+    def tile(self, most: int, pixels: int) -> Array:
+        """Memory for the copy of a piece; the tensor itself where none is needed."""
+        if self.in_place:
+            assert self.flat is not None
+            return self.flat
+        return np.empty((most, self.channels, pixels), self.computed)
+
+    def _run(self, n: int, c: int, piece: Piece) -> Array:
+        return self.spatial[n, c].reshape(-1)[piece.begin : piece.end]
+
+    def load(self, piece: Piece, tile: Array) -> None:
+        if self.in_place:
+            return
+        length = piece.end - piece.begin
+        out = tile[: piece.last - piece.first, :, :length]
+        if self.flat is not None:
+            self._copy(out, self.flat[piece.first : piece.last, :, piece.begin : piece.end])
+            return
+        for n in range(piece.first, piece.last):
+            for c in range(self.channels):
+                self._copy(out[n - piece.first, c], self.spatial[n, c].flat[piece.begin : piece.end])
+
+    def _copy(self, out: Array, x: Array) -> None:
+        if not self.brain:
+            np.copyto(out, x, casting="unsafe")
+            return
+        bits = out.view(np.uint32) if out.dtype == np.float32 else np.empty(x.shape, np.uint32)
+        np.copyto(bits, x)
+        bits <<= 16
+        if out.dtype != np.float32:
+            np.copyto(out, bits.view(np.float32))
+
+    def store(self, piece: Piece, tile: Array) -> None:
+        if self.in_place:
+            return
+        length = piece.end - piece.begin
+        for n in range(piece.first, piece.last):
+            found = tile[n - piece.first, :, :length]
+            if self.brain:
+                found = to_bfloat16(found)
+            if self.flat is not None:
+                np.copyto(self.flat[n, :, piece.begin : piece.end], found, casting="unsafe")
+                continue
+            for c in range(self.channels):
+                self.spatial[n, c].flat[piece.begin : piece.end] = found[c]
+
+
+def to_bfloat16(x: Array) -> Array:
+    """Rounded to the nearest, to even where two are near; NaN stays."""
+    x = np.ascontiguousarray(x, np.float32)
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(x == x, rounded, np.uint32(0x7FC0)).astype(np.uint16)
+
+
+def spatial_size(spatial: tuple[int, ...]) -> int:
+    size = 1
+    for n in spatial:
+        size *= n
+    return size
