@@ -149,6 +149,67 @@ def store(typing: Any, array: Any, at: Any, lanes: Any) -> Any:
     return types.void(array, types.intp, Lanes(array.dtype)), emit
 
 
+def _is_whole(builder: Any, count: Any) -> Any:
+    return builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
+
+
+def _each(builder: Any, count: Any, room: Any, body: Callable[[Any, Any], None]) -> None:
+    """body(i, place in the room) for i < count"""
+    elements = builder.bitcast(room, room.type.pointee.element.as_pointer())
+    with cgutils.for_range(builder, count, intp=count.type) as loop:
+        body(loop.index, builder.gep(elements, [loop.index]))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take(typing: Any, array: Any, at: Any, count: Any) -> Any:
+    """The first ``count`` lanes from ``array[at]`` on, 0 in the others."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind, dtype = sig.args[0], sig.args[0].dtype
+        where = _address(context, builder, kind, args[0], args[1], dtype)
+        data = builder.gep(context.make_array(kind)(context, builder, args[0]).data, [args[1]])
+        room = cgutils.alloca_once(builder, _vector(dtype))
+        with builder.if_else(_is_whole(builder, args[2]), likely=True) as (then, otherwise):
+            with then:
+                builder.store(builder.load(where, align=dtype.bitwidth // 8), room)
+            with otherwise:
+                builder.store(ir.Constant(_vector(dtype), None), room)
+                _each(
+                    builder,
+                    args[2],
+                    room,
+                    lambda i, to: builder.store(builder.load(builder.gep(data, [i])), to) and None,
+                )
+        return builder.load(room)
+
+    return Lanes(array.dtype)(array, types.intp, types.intp), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put(typing: Any, array: Any, at: Any, count: Any, lanes: Any) -> Any:
+    """Stores the first ``count`` lanes."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind, dtype = sig.args[0], sig.args[0].dtype
+        where = _address(context, builder, kind, args[0], args[1], dtype)
+        data = builder.gep(context.make_array(kind)(context, builder, args[0]).data, [args[1]])
+        room = cgutils.alloca_once(builder, _vector(dtype))
+        with builder.if_else(_is_whole(builder, args[2]), likely=True) as (then, otherwise):
+            with then:
+                builder.store(args[3], where, align=dtype.bitwidth // 8)
+            with otherwise:
+                builder.store(args[3], room)
+                _each(
+                    builder,
+                    args[2],
+                    room,
+                    lambda i, from_: builder.store(builder.load(from_), builder.gep(data, [i])) and None,
+                )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, Lanes(array.dtype)), emit
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def number(typing: Any, array: Any, value: Any) -> Any:
     """A number in the type of an array, which spares a kernel the names of types."""
@@ -384,28 +445,7 @@ def some(typing: Any, mask: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-part = njit(error_model="numpy", nogil=True)  # of a kernel; compiled and kept with it
-
-
-@part
-def take(array: Any, at: int, count: int, room: Any) -> Any:
-    """The first ``count`` lanes from ``array[at]`` on. The others repeat the first; ``room``: memory for lanes."""
-    if count >= LANES:
-        return load(array, at)
-    for i in range(LANES):
-        room[i] = array[at + i] if i < count else array[at]
-    return load(room, 0)
-
-
-@part
-def put(array: Any, at: int, count: int, lanes: Any, room: Any) -> None:
-    """Stores the first ``count`` lanes."""
-    if count >= LANES:
-        store(array, at, lanes)
-    else:
-        store(room, 0, lanes)
-        for i in range(count):
-            array[at + i] = room[i]
+part = njit(error_model="numpy", nogil=True, forceinline=True)  # of a kernel; compiled and kept with it
 
 
 # ---------------------------------------------------------------------------------------------------- mathematics

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...ops.distance_transform_edt import Request, instances
-from ._lanes import LANES, counting, largest, least, load, most, root, select, some, spread, store
+from ._lanes import LANES, counting, largest, least, load, most, part, root, select, some, spread, store
 from ._run import compiled, run, view
 
 X, Y, Z, FOREGROUND = 1, 2, 4, 8  # bits of a pixel's byte
@@ -42,7 +42,7 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
 # ---------------------------------------------------------------------------------------------------- rows
 
 
-@compiled
+@part
 def _finish(size: Any, squared: bool, scale: float, absent: float) -> Any:
     """Squared distances as the caller wants them."""
     return select(size < np.inf, (size if squared else root(size)) * scale, absent)
@@ -339,7 +339,7 @@ def _two_along_rows(
                     work[j, k] = (work[j, k] if squared else np.sqrt(work[j, k])) * scale
 
 
-@compiled
+@part
 def _see(d: Any, label: Any, first: Any, second: Any, instance: Any, other: Any) -> Any:
     """The two nearest of what was seen so far, of different instances."""
     same, nearer = label == instance, d < first

@@ -19,6 +19,7 @@ from ...ops.pixel_stats import Geometry, Tensors
 from ._lanes import (
     LANES,
     bits,
+    constant,
     counting,
     exp_negative,
     load,
@@ -97,7 +98,6 @@ def _keys(
     numbers, mask.
     """
     hinge, softmax, index, masked = how
-    room, own = np.empty(LANES, x.dtype), np.empty(LANES, keys.dtype)
     p = np.empty((classes if softmax else 0) * LANES, x.dtype)
     wrong = spread(x, 0)
     top = classes - 1 if index else 1
@@ -108,19 +108,19 @@ def _keys(
         scale, value = label, label
         if not hinge:
             for c in range(1 if index else classes):  # one ignored class drops the pixel
-                label = take(y, y_at + c * y_step + i, count, room)
+                label = take(y, y_at + c * y_step + i, count)
                 kept = label != ignore
                 if masked:
-                    kept = kept & (take(m, m_at + i, count, room) != 0)
+                    kept = kept & (take(m, m_at + i, count) != 0)
                 fits = _fits(label, top)
                 wrong = wrong + select(there & kept & opposite(fits), spread(x, 1), 0)
                 valid = valid & kept & fits
         if softmax:
-            highest = take(x, x_at + i, count, room)
+            highest = take(x, x_at + i, count)
             for c in range(1, classes):
-                highest = most(take(x, x_at + c * x_step + i, count, room), highest)
+                highest = most(take(x, x_at + c * x_step + i, count), highest)
             for c in range(classes):
-                value = exp_negative(take(x, x_at + c * x_step + i, count, room) - highest)
+                value = exp_negative(take(x, x_at + c * x_step + i, count) - highest)
                 store(p, c * LANES, value)
                 scale = scale + value
             scale = spread(x, 1) / scale
@@ -129,13 +129,13 @@ def _keys(
             if softmax:
                 value = load(p, c * LANES) * scale
             else:
-                value = take(x, x_at + c * x_step + i, count, room)
+                value = take(x, x_at + c * x_step + i, count)
             if not index:
-                label = take(y, y_at + c * y_step + i, count, room)
+                label = take(y, y_at + c * y_step + i, count)
             if hinge:
                 kept = label != ignore
                 if masked:
-                    kept = kept & (take(m, m_at + c * m_step + i, count, room) != 0)
+                    kept = kept & (take(m, m_at + c * m_step + i, count) != 0)
                 fits = _fits(label, top)
                 wrong = wrong + select(there & kept & opposite(fits), spread(x, 1), 0)
                 valid = kept & fits
@@ -147,7 +147,7 @@ def _keys(
             if not wanted[j]:
                 has_error = error != error
                 has_error = has_error ^ has_error
-            put(keys, at + j * step + i, count, _key(error, positive, has_error, special), own)
+            put(keys, at + j * step + i, count, _key(error, positive, has_error, special))
     return int(total_of(wrong))
 
 
@@ -313,30 +313,63 @@ def _softmax_gradient(
 ) -> None:
     """dL/dz_k = p_k (g_k - sum_c g_c p_c) with g = dL/dp, which is 0 for every class of an ignored pixel."""
     classes = len(coefficient)
-    room, p = np.empty(LANES, x.dtype), np.empty(classes * LANES, x.dtype)
+    p = np.empty(classes * LANES, x.dtype)
     for i in range(0, length, LANES):
         count = min(LANES, length - i)
-        highest = take(x, x_at + i, count, room)
+        highest = take(x, x_at + i, count)
         for c in range(1, classes):
-            highest = most(take(x, x_at + c * x_step + i, count, room), highest)
+            highest = most(take(x, x_at + c * x_step + i, count), highest)
         scale = spread(x, 0)
         for c in range(classes):
-            value = exp_negative(take(x, x_at + c * x_step + i, count, room) - highest)
+            value = exp_negative(take(x, x_at + c * x_step + i, count) - highest)
             store(p, c * LANES, value)
             scale = scale + value
         scale = spread(x, 1) / scale
         dot = spread(x, 0)
         every = dot == dot
         for c in range(classes):
-            slope = take(slopes, at + c * step + i, count, room)
+            slope = take(slopes, at + c * step + i, count)
             value = load(p, c * LANES) * scale
             store(p, c * LANES, value)
             dot = dot + slope * coefficient[c] * value
             every = every & (slope == 0)
         for c in range(classes):
-            slope = take(slopes, at + c * step + i, count, room)
+            slope = take(slopes, at + c * step + i, count)
             found = load(p, c * LANES) * (slope * coefficient[c] - dot)
-            put(out, out_at + c * out_step + i, count, select(every, spread(x, 0), found), room)
+            put(out, out_at + c * out_step + i, count, select(every, spread(x, 0), found))
+
+
+@part
+def _by_logarithm(p: Any) -> Any:
+    """d log(max(p, CLAMP)) / dp"""
+    return select(p < CLAMP, 0, constant(p, 1) / p)
+
+
+@compiled
+def _class_gradient(
+    x: Array,
+    x_at: int,
+    x_step: int,
+    slopes: Array,
+    at: int,
+    step: int,
+    out: Array,
+    out_at: int,
+    out_step: int,
+    coefficient: Array,
+    length: int,
+    scores: bool,
+) -> None:
+    for c in range(len(coefficient)):
+        k = spread(x, coefficient[c])
+        for i in range(0, length, LANES):
+            count = min(LANES, length - i)
+            slope = take(slopes, at + c * step + i, count)
+            found = slope * k
+            if scores:
+                p = take(x, x_at + c * x_step + i, count)
+                found = found * (_by_logarithm(p) + _by_logarithm(spread(x, 1) - p))
+            put(out, out_at + c * out_step + i, count, select(slope == 0, 0, found))
 
 
 # ---------------------------------------------------------------------------------------------------- a call
@@ -429,15 +462,10 @@ def _write_keys(call: _Call, classes: range, slope: Array) -> int:
     return int(invalid.sum())
 
 
-def _rows(read: list[Any], classes: int, length: int) -> Array:
-    """The logits of a piece, ``(classes, length)``."""
-    x, at, step = read[:3]
-    return np.lib.stride_tricks.as_strided(x[at:], (classes, length), (step * x.itemsize, x.itemsize))
-
-
 def _score(read: list[Any], classes: int, length: int) -> Array:
-    """log p - log(1 - p)"""
-    p = _rows(read, classes, length)
+    """log p - log(1 - p) of a piece, ``(classes, length)``."""
+    x, at, step = read[:3]
+    p = np.lib.stride_tricks.as_strided(x[at:], (classes, length), (step * x.itemsize, x.itemsize))
     return (np.log(np.maximum(p, p.dtype.type(CLAMP))) - np.log(np.maximum(1 - p, p.dtype.type(CLAMP)))).reshape(-1)
 
 
@@ -501,7 +529,7 @@ def backward(x: Tensors, g: Geometry, how: Problems, slope: Tensor, coefficient:
         return grad
     call = _Call(x, g, how)
     output = Operand(grad, g.spatial, call.dtype)
-    slopes, weights = view(slope).reshape(*g.shape[:2], g.pixels), view(coefficient)
+    slopes, weights, softmax = view(slope).reshape(-1), view(coefficient), g.activation == "softmax"
     pieces, each, pixels = call.pieces()
 
     def part_(first: int, last: int) -> None:
@@ -512,26 +540,13 @@ def backward(x: Tensors, g: Geometry, how: Problems, slope: Tensor, coefficient:
             k = weights[n if how.per_image else 0]
             at = n * g.shape[1] * g.pixels + begin
             where = (room.reshape(-1), at, g.pixels) if output.in_place else (room.reshape(-1), 0, pixels)
-            if g.activation == "softmax":
-                read = call.read(n, begin, end, rooms)[:3]
-                _softmax_gradient(*read, slopes.reshape(-1), at, g.pixels, *where, k, end - begin)
+            read = call.read(n, begin, end, rooms)[:3] if softmax or call.scores else [slopes, 0, 0]
+            own = *read, slopes, at, g.pixels, *where, k, end - begin
+            if softmax:
+                _softmax_gradient(*own)
             else:
-                own = slopes[n, :, begin:end]
-                factor: Array = k[:, None].astype(call.dtype)
-                if call.scores:
-                    p = _rows(call.read(n, begin, end, rooms), g.shape[1], end - begin)
-                    factor = factor * (_by_logarithm(p) + _by_logarithm(1 - p))
-                found = _rows(list(where), g.shape[1], end - begin)
-                if not in_place:
-                    found[...] = 0
-                np.multiply(own, factor, out=found, where=own != 0)
+                _class_gradient(*own, call.scores)
             output.store(Piece(n, n + 1, begin, end), room)
 
     run(part_, pieces)
     return grad
-
-
-def _by_logarithm(p: Array) -> Array:
-    """d log(max(p, CLAMP)) / dp"""
-    with np.errstate(divide="ignore"):
-        return np.where(p < CLAMP, 0, 1 / p)
