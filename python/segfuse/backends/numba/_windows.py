@@ -1,0 +1,289 @@
+"""Moments of windows and their derivative, one axis after the other, as csrc/cpp/local_moments_kernels.cpp has them.
+
+Along an axis a window is combined relative to its centre: its pixels have means m_k and variances v_k; with weights w
+that add up to 1 and d_k = m_k - m_0, the law of total variance gives m = m_0 + sum w d and v = sum w v + sum w d^2 -
+(sum w d)^2, and alike for the covariance. A flat window has exactly variance 0.
+
+Rows of pixels are as long as whole lanes. What an axis combines is told by a table: for every row of results its place,
+the place of the row's own values, and those of the rows (or, along x, the shifted row) that the window's weights meet.
+Rows along x and y are made a block at a time, with the rows around it, so that they stay in cache; z follows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ...ops.local_moments import Window
+from ._lanes import LANES, load, most, multiply_add, spread, store
+from ._run import compiled, run
+from ._tiles import Array
+
+MEAN_A, VAR_A, MEAN_B, VAR_B, COV = range(5)  # records of moments; of pixels there are two, a and b
+G_MEAN, G_VAR, G_COV, AT_A, AT_B = range(5)  # records of what goes back; G_VAR: twice the derivative
+BLOCK = 1 << 15  # pixels of the rows that are worked on together
+
+
+@compiled
+def gather(
+    first: int,
+    last: int,
+    source: Array,
+    step: int,
+    out: Array,
+    out_step: int,
+    table: Array,
+    weights: Array,
+    length: int,
+    raw: bool,
+    pair: bool,
+    cov: bool,
+) -> None:
+    """Moments of windows from pixels (raw) or from moments. step: from record to record."""
+    var_a, mean_b, var_b, both = step, step if raw else 2 * step, 3 * step, 4 * step
+    for row in range(first, last):
+        to, centre = table[row, 0], table[row, 1]
+        for i in range(0, length, LANES):
+            ca = load(source, centre + i)
+            cb = load(source, centre + mean_b + i) if pair else ca
+            sa = qa = sb = qb = ab = spread(source, 0)
+            for k in range(len(weights)):
+                at, w = table[row, 2 + k] + i, weights[k]
+                da = load(source, at) - ca
+                wa = da * w
+                sa = sa + wa
+                qa = multiply_add(wa, da, qa)
+                if not raw:
+                    qa = multiply_add(load(source, at + var_a), w, qa)
+                if pair:
+                    db = load(source, at + mean_b) - cb
+                    wb = db * w
+                    sb = sb + wb
+                    qb = multiply_add(wb, db, qb)
+                    if not raw:
+                        qb = multiply_add(load(source, at + var_b), w, qb)
+                    if cov:
+                        ab = multiply_add(wa, db, ab)
+                        if not raw:
+                            ab = multiply_add(load(source, at + both), w, ab)
+            qa = qa - sa * sa
+            store(out, to + i, sa + ca)
+            store(out, to + out_step + i, most(spread(source, 0), qa))
+            if pair:
+                qb = qb - sb * sb
+                store(out, to + 2 * out_step + i, sb + cb)
+                store(out, to + 3 * out_step + i, most(spread(source, 0), qb))
+                if cov:
+                    store(out, to + 4 * out_step + i, ab - sa * sb)
+
+
+@compiled
+def scatter(
+    first: int,
+    last: int,
+    source: Array,
+    step: int,
+    own: Array,
+    own_step: int,
+    out: Array,
+    out_step: int,
+    table: Array,
+    weights: Array,
+    length: int,
+    cov: bool,
+) -> None:
+    """The transpose: what the windows of the taps send back to this row, whose own values are a and b.
+
+    mean' = sum w (g_mean + g_var (a - mean_a) + g_cov (b - mean_b)),  var' = sum w g_var,  cov' = sum w g_cov
+    """
+    for row in range(first, last):
+        to, centre = table[row, 0], table[row, 1]
+        for i in range(0, length, LANES):
+            a = load(own, centre + i)
+            b = load(own, centre + own_step + i) if cov else a
+            mean = var = both = spread(source, 0)
+            for k in range(len(weights)):
+                at, w = table[row, 2 + k] + i, weights[k]
+                gv = load(source, at + G_VAR * step)
+                g = multiply_add(gv, a - load(source, at + AT_A * step), load(source, at))
+                var = multiply_add(gv, w, var)
+                if cov:
+                    gc = load(source, at + G_COV * step)
+                    g = multiply_add(gc, b - load(source, at + AT_B * step), g)
+                    both = multiply_add(gc, w, both)
+                mean = multiply_add(g, w, mean)
+            store(out, to + i, mean)
+            store(out, to + G_VAR * out_step + i, var)
+            store(out, to + AT_A * out_step + i, a)
+            if cov:
+                store(out, to + G_COV * out_step + i, both)
+                store(out, to + AT_B * out_step + i, b)
+
+
+class Sweep:
+    """Windows over ``planes // depth`` volumes of ``depth`` planes. ``read(plane, first, last, out)`` writes rows of a
+    plane to ``out`` (2, rows, width)."""
+
+    def __init__(
+        self, window: Window, spatial: tuple[int, ...], groups: int, dtype: Any, pair: bool, read: Callable[..., None]
+    ) -> None:
+        missing = 3 - len(spatial)
+        self.depth, self.height, self.width = (1,) * missing + spatial
+        weights = ((1.0,),) * missing + window.weights
+        self.weights = [np.array(w, dtype) for w in weights]
+        self.radius = [len(w) // 2 for w in weights]
+        self.planes, self.pair, self.read, self.dtype = groups * self.depth, pair, read, dtype
+        self.length = -(-self.width // LANES) * LANES  # of a row
+        self.pitch = self.length + -(-2 * self.radius[2] // LANES) * LANES  # of a row with what is beside it
+        self.rows = self.planes * self.height
+        self.step = (self.rows + 1) * self.length  # of a record of all rows; the last row is 0
+        most_rows = max(BLOCK // self.length, 4 * self.radius[1], 1)
+        self.block = min(most_rows, self.height)
+        self.blocks = -(-self.height // self.block)
+
+    def records(self, number: int) -> Array:
+        """Memory for rows of every pixel and one of zeros."""
+        found = np.empty((number, self.rows + 1, self.length), self.dtype)
+        found[:, -1] = 0
+        return found.reshape(-1)
+
+    def inside(self, records: Array) -> Array:
+        """``(number, planes, height, width)``"""
+        x = records.reshape(-1, self.rows + 1, self.length)[:, :-1, : self.width]
+        return x.reshape(len(x), self.planes, self.height, self.width)
+
+    def each_block(self, body: Callable[..., None]) -> None:
+        """body(first, last) of all blocks of rows; :meth:`block_of` says which."""
+        run(body, self.planes * self.blocks)
+
+    def block_of(self, i: int) -> tuple[int, int, int]:
+        """Plane, first and last row."""
+        first = i % self.blocks * self.block
+        return i // self.blocks, first, min(first + self.block, self.height)
+
+    def room(self, records: int, padded: bool) -> Array:
+        """Memory for a block with the rows around it."""
+        rows = self.block + 2 * self.radius[1]
+        return np.zeros(records * rows * (self.pitch if padded else self.length) + LANES, self.dtype)
+
+    def pixels(self, plane: int, first: int, last: int, room: Array) -> int:
+        """Reads rows of a block and around it, 0 outside the image; returns how many."""
+        r, rx = self.radius[1], self.radius[2]
+        rows = last - first + 2 * r
+        x = room[: 2 * rows * self.pitch].reshape(2, rows, self.pitch)
+        top, bottom = max(first - r, 0), min(last + r, self.height)
+        skip = top - (first - r)
+        x[:, :skip] = 0
+        x[:, skip + bottom - top :] = 0
+        self.read(plane, top, bottom, x[: 1 + self.pair, skip : skip + bottom - top, rx : rx + self.width])
+        return rows
+
+    def along_x(self, room: Array, rows: int, out: Array, cov: bool) -> None:
+        table = _table(rows, self.length, 0, self.pitch, self.radius[2], 1, len(self.weights[2]))
+        gather(
+            0, rows, room, rows * self.pitch, out, rows * self.length, table, self.weights[2], self.length,
+            True, self.pair, cov,
+        )  # fmt: skip
+
+    def moments(self, out: Array, cov: bool) -> Array:
+        """The moments of all windows, and those before the last axis: the same where that has no window."""
+        depth = self.radius[0] > 0
+        first_out = self.records(len(out) // self.step) if depth else out
+
+        def block(first: int, last: int) -> None:
+            room, between = self.room(2, True), self.room(5, False)
+            for i in range(first, last):
+                plane, y, end = self.block_of(i)
+                rows = self.pixels(plane, y, end, room)
+                self.along_x(room, rows, between, cov)
+                table = _table(
+                    end - y, self.length, (plane * self.height + y) * self.length, self.length,
+                    self.radius[1] * self.length, self.length, len(self.weights[1]),
+                )  # fmt: skip
+                gather(
+                    0, end - y, between, rows * self.length, first_out, self.step, table, self.weights[1], self.length,
+                    False, self.pair, cov,
+                )  # fmt: skip
+
+        self.each_block(block)
+        if depth:
+            table = self._along_z()
+            run(
+                gather, self.rows, first_out, self.step, out, self.step, table, self.weights[0], self.length,
+                False, self.pair, cov,
+            )  # fmt: skip
+        return first_out
+
+    def _along_z(self) -> Array:
+        return _depth_table(self.rows, self.height, self.depth, self.radius[0], self.length)
+
+    def back(self, adjoint: Array, moments: Array, cov: bool, write: Callable[[int, int, int, Array], None]) -> None:
+        """Takes what :meth:`moments` returned and the adjoint records of every window; ``write(plane, first, last,
+        gradient)`` receives rows of gradients by a."""
+        sent = adjoint
+        if self.radius[0] > 0:
+            sent = self.records(5)
+            run(
+                scatter, self.rows, adjoint, self.step, moments, 2 * self.step, sent, self.step, self._along_z(),
+                self.weights[0], self.length, cov,
+            )  # fmt: skip
+
+        def block(first: int, last: int) -> None:
+            r, rx = self.radius[1], self.radius[2]
+            room, between, record = self.room(2, True), self.room(5, False), self.room(5, True)
+            done = self.room(5, False)
+            for i in range(first, last):
+                plane, y, end = self.block_of(i)
+                rows, own = self.pixels(plane, y, end, room), end - y
+                self.along_x(room, rows, between, False)
+                step = own * self.pitch
+                table = _table(own, self.pitch, rx, self.length, r * self.length, 0, len(self.weights[1]))
+                taps = np.arange(y - r, end + r)
+                places = np.where(
+                    (taps >= 0) & (taps < self.height), plane * self.height + taps, self.rows
+                ) * self.length  # fmt: skip
+                table = table.copy()
+                table[:, 2:] = np.lib.stride_tricks.sliding_window_view(places, 2 * r + 1)
+                scatter(
+                    0, own, sent, self.step, between, 2 * rows * self.length, record, step, table, self.weights[1],
+                    self.length, cov,
+                )  # fmt: skip
+                # beside the rows nothing is sent back; lanes beyond their end hold what no window has made
+                margins = record[: 5 * step].reshape(5, own, self.pitch)
+                margins[:, :, :rx] = 0
+                margins[:, :, rx + self.width :] = 0
+                table = _table(own, self.length, 0, self.pitch, 0, 1, len(self.weights[2])).copy()
+                table[:, 1] += r * self.pitch + rx
+                scatter(
+                    0, own, record, step, room, rows * self.pitch, done, own * self.length, table, self.weights[2],
+                    self.length, cov,
+                )  # fmt: skip
+                write(plane, y, end, done[: own * self.length].reshape(own, self.length)[:, : self.width])
+
+        self.each_block(block)
+
+
+@lru_cache(maxsize=64)
+def _table(rows: int, out_pitch: int, out_at: int, pitch: int, centre: int, step: int, taps: int) -> Array:
+    """Rows one after the other: where results go, the row's own place, and its taps, ``step`` apart from the row on."""
+    table = np.empty((rows, 2 + taps), np.int64)
+    row = np.arange(rows)
+    table[:, 0] = out_at + row * out_pitch
+    table[:, 1] = row * pitch + centre
+    table[:, 2:] = (row * pitch)[:, None] + step * np.arange(taps)
+    return table
+
+
+@lru_cache(maxsize=4)
+def _depth_table(rows: int, height: int, depth: int, radius: int, length: int) -> Array:
+    table = np.empty((rows, 3 + 2 * radius), np.int64)
+    row = np.arange(rows)
+    z = row // height % depth
+    table[:, 0] = table[:, 1] = row * length
+    for k in range(-radius, radius + 1):
+        there = (z + k >= 0) & (z + k < depth)
+        table[:, 2 + radius + k] = np.where(there, row + k * height, rows) * length
+    return table
