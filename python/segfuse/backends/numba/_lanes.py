@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -393,6 +394,12 @@ def _log(typing: Any, x: Any) -> Any:
     return _unary("log")(typing, x)
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def convert_like(typing: Any, like: Any, lanes: Any) -> Any:
+    """Whole numbers in the type of floating-point lanes."""
+    return like(like, lanes), lambda context, builder, sig, args: builder.sitofp(args[1], _vector(like.dtype))
+
+
 def _fold(symbol: str) -> Callable[..., Any]:
     def typed(typing: Any, lanes: Any) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -474,3 +481,39 @@ def _exp_negative(x: Any) -> Any:  # Cephes expf, as csrc/pixel.h has it
 def _(x: Any) -> Callable[[Any], Any]:
     chosen = _exp_negative if x == Lanes(types.float32) else _exp
     return lambda x: chosen(x)
+
+
+def log(x: Any) -> Any:
+    """log x for x >= 0; float32: -infinity for 0 and subnormal numbers"""
+
+
+@part
+def _single_log(x: Any) -> Any:  # Cephes logf, as csrc/pixel.h has it
+    shifted = bits(x) - 0x3F3504F3
+    k = convert_like(x, shifted >> 23)
+    f = of_bits((shifted & 0x007FFFFF) + 0x3F3504F3) - 1
+    poly = multiply_add(constant(f, 7.0376836292e-2), f, -1.1514610310e-1)
+    poly = multiply_add(poly, f, 1.1676998740e-1)
+    poly = multiply_add(poly, f, -1.2420140846e-1)
+    poly = multiply_add(poly, f, 1.4249322787e-1)
+    poly = multiply_add(poly, f, -1.6668057665e-1)
+    poly = multiply_add(poly, f, 2.0000714765e-1)
+    poly = multiply_add(poly, f, -2.4999993993e-1)
+    poly = multiply_add(poly, f, 3.3333331174e-1)
+    f2 = f * f
+    y = k * 0.693359375 + (f - (f2 * 0.5 - f2 * f * poly) - k * 2.12194440e-4)
+    return select(x < 1.1754944e-38, -np.inf, select(x <= 3.4028234e38, y, x))
+
+
+@overload(log, strict=False)
+def _(x: Any) -> Callable[[Any], Any]:
+    chosen = _single_log if x == Lanes(types.float32) else _log
+    return lambda x: chosen(x)
+
+
+@part
+def log1p(t: Any) -> Any:
+    """log(1 + t) for t >= 0; the quotient undoes what rounding 1 + t did."""
+    u = t + 1
+    beyond = u - 1
+    return select((beyond == 0) | (t > 1e30), t, log(u) * (t / beyond))
