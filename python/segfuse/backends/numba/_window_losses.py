@@ -247,6 +247,10 @@ class Lot:
         run(read, len(found))
         self.invalid = int(found.sum())
 
+    def room(self, wanted: bool = True) -> Array:
+        """A number for every pixel of every class."""
+        return np.empty(self.p.shape if wanted else 0, self.p.dtype)
+
     def windows(self) -> Iterator[Windows]:
         """The groups whose windows are worked on together."""
         g = self.loss.g
@@ -296,20 +300,24 @@ class Windows:
         for image, to in zip(self.images, out):
             to[...] = image[self.of_plane[plane], first:last]
 
-    def kernel(self, kernel: Callable[..., Any], *arguments: Any) -> Array:
-        """``kernel(first, last, layout, places, partial, ...)`` over all rows; the sums of every group, in double."""
+    def moments(self, cov: bool, kernel: Callable[..., Any], *settings: Any) -> tuple[Array | None, Array]:
+        """``kernel(first, last, layout, places, partial, moments, *settings)`` for some rows of windows after another.
+        Returns what :meth:`Sweep.moments` does, and the sums that it wrote for every row, by group."""
         s = self.sweep
         partial = np.zeros((s.rows, 2))
-        layout = (s.depth, s.height, s.width, s.length, s.step, *self.margins)
-        run(kernel, s.rows, layout, self.places, partial, *arguments)
-        sums: Array = partial.reshape(len(self.groups), -1, 2).sum(1)
-        return sums
+
+        def use(first: int, last: int, moments: Array) -> None:
+            layout = (s.depth, s.height, s.width, s.length, moments[0].size, s.step, *self.margins)
+            kernel(first, last, layout, self.places, partial, moments.reshape(-1), *settings)
+
+        before = s.moments(cov, use)
+        return before, partial.reshape(len(self.groups), -1, 2).sum(1).T
 
     def index(self) -> tuple[list[int], list[int]]:
         """Sample and class of every group, as an index."""
         return [self.lot.samples[n] for n, _ in self.groups], [c for _, c in self.groups]
 
-    def back(self, adjoint: Array, moments: Array, cov: bool, by_p: Array, add: bool) -> None:
+    def back(self, adjoint: Array, moments: Array | None, cov: bool, by_p: Array, add: bool) -> None:
         """Writes d loss / dp of every pixel, or adds it."""
         to = by_p.reshape(-1, self.sweep.height, self.sweep.width)
 

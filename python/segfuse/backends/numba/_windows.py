@@ -34,6 +34,7 @@ def gather(
     source: Array,
     step: int,
     out: Array,
+    out_at: int,
     out_step: int,
     table: Array,
     weights: Array,
@@ -42,10 +43,11 @@ def gather(
     pair: bool,
     cov: bool,
 ) -> None:
-    """Moments of windows from pixels (raw) or from moments. step: from record to record."""
+    """Moments of windows from pixels (raw) or from moments. step: from record to record; out_at: the place of
+    out[0]."""
     var_a, mean_b, var_b, both = step, step if raw else 2 * step, 3 * step, 4 * step
     for row in range(first, last):
-        to, centre = table[row, 0], table[row, 1]
+        to, centre = table[row, 0] - out_at, table[row, 1]
         for i in range(0, length, LANES):
             ca = load(source, centre + i)
             cb = load(source, centre + mean_b + i) if pair else ca
@@ -155,10 +157,6 @@ class Sweep:
         x = records.reshape(-1, self.rows + 1, self.length)[:, :-1, : self.width]
         return x.reshape(len(x), self.planes, self.height, self.width)
 
-    def each_block(self, body: Callable[..., None]) -> None:
-        """body(first, last) of all blocks of rows; :meth:`block_of` says which."""
-        run(body, self.planes * self.blocks)
-
     def block_of(self, i: int) -> tuple[int, int, int]:
         """Plane, first and last row."""
         first = i % self.blocks * self.block
@@ -184,50 +182,107 @@ class Sweep:
     def along_x(self, room: Array, rows: int, out: Array, cov: bool) -> None:
         table = _table(rows, self.length, 0, self.pitch, self.radius[2], 1, len(self.weights[2]))
         gather(
-            0, rows, room, rows * self.pitch, out, rows * self.length, table, self.weights[2], self.length,
-            True, self.pair, cov,
-        )  # fmt: skip
+            0,
+            rows,
+            room,
+            rows * self.pitch,
+            out,
+            0,
+            rows * self.length,
+            table,
+            self.weights[2],
+            self.length,
+            True,
+            self.pair,
+            cov,
+        )
 
-    def moments(self, out: Array, cov: bool) -> Array:
-        """The moments of all windows, and those before the last axis: the same where that has no window."""
-        depth = self.radius[0] > 0
-        first_out = self.records(len(out) // self.step) if depth else out
+    def moments(self, cov: bool, use: Callable[[int, int, Array], None]) -> Array | None:
+        """``use(first, last, moments)`` receives the moments of some rows of windows, ``(records, rows, length)``.
+        Returns those of all rows before the last axis, if there is one more.
+        """
+        number = 5 if cov else 4 if self.pair else 2
+        volume = self.records(number) if self.radius[0] > 0 else None
 
         def block(first: int, last: int) -> None:
-            room, between = self.room(2, True), self.room(5, False)
+            room, between, done = self.room(2, True), self.room(5, False), self.room(5, False)
             for i in range(first, last):
                 plane, y, end = self.block_of(i)
                 rows = self.pixels(plane, y, end, room)
                 self.along_x(room, rows, between, cov)
-                table = _table(
-                    end - y, self.length, (plane * self.height + y) * self.length, self.length,
-                    self.radius[1] * self.length, self.length, len(self.weights[1]),
-                )  # fmt: skip
+                own, at = end - y, (plane * self.height + y) * self.length
                 gather(
-                    0, end - y, between, rows * self.length, first_out, self.step, table, self.weights[1], self.length,
-                    False, self.pair, cov,
-                )  # fmt: skip
+                    0,
+                    own,
+                    between,
+                    rows * self.length,
+                    done if volume is None else volume,
+                    0 if volume is None else -at,
+                    own * self.length if volume is None else self.step,
+                    _table(
+                        own,
+                        self.length,
+                        0,
+                        self.length,
+                        self.radius[1] * self.length,
+                        self.length,
+                        len(self.weights[1]),
+                    ),
+                    self.weights[1],
+                    self.length,
+                    False,
+                    self.pair,
+                    cov,
+                )
+                if volume is None:
+                    self._pass_on(at // self.length, own, number, done, use)
 
-        self.each_block(block)
-        if depth:
-            table = self._along_z()
-            run(
-                gather, self.rows, first_out, self.step, out, self.step, table, self.weights[0], self.length,
-                False, self.pair, cov,
-            )  # fmt: skip
-        return first_out
+        run(block, self.planes * self.blocks)
+        if volume is not None:
+            run(self._along_z, -(-self.rows // self.block), volume, number, cov, use)
+        return volume
 
-    def _along_z(self) -> Array:
+    def _pass_on(self, row: int, rows: int, number: int, done: Array, use: Callable[[int, int, Array], None]) -> None:
+        use(row, row + rows, done[: number * rows * self.length].reshape(number, rows, self.length))
+
+    def _along_z(
+        self, first: int, last: int, volume: Array, number: int, cov: bool, use: Callable[[int, int, Array], None]
+    ) -> None:
+        done = np.empty(number * self.block * self.length, self.dtype)
+        table = self._z_table()
+        for i in range(first, last):
+            row, end = i * self.block, min((i + 1) * self.block, self.rows)
+            step = (end - row) * self.length
+            gather(
+                row,
+                end,
+                volume,
+                self.step,
+                done,
+                row * self.length,
+                step,
+                table,
+                self.weights[0],
+                self.length,
+                False,
+                self.pair,
+                cov,
+            )
+            self._pass_on(row, end - row, number, done, use)
+
+    def _z_table(self) -> Array:
         return _depth_table(self.rows, self.height, self.depth, self.radius[0], self.length)
 
-    def back(self, adjoint: Array, moments: Array, cov: bool, write: Callable[[int, int, int, Array], None]) -> None:
+    def back(
+        self, adjoint: Array, moments: Array | None, cov: bool, write: Callable[[int, int, int, Array], None]
+    ) -> None:
         """Takes what :meth:`moments` returned and the adjoint records of every window; ``write(plane, first, last,
         gradient)`` receives rows of gradients by a."""
         sent = adjoint
-        if self.radius[0] > 0:
+        if moments is not None:
             sent = self.records(5)
             run(
-                scatter, self.rows, adjoint, self.step, moments, 2 * self.step, sent, self.step, self._along_z(),
+                scatter, self.rows, adjoint, self.step, moments, 2 * self.step, sent, self.step, self._z_table(),
                 self.weights[0], self.length, cov,
             )  # fmt: skip
 
@@ -263,7 +318,7 @@ class Sweep:
                 )  # fmt: skip
                 write(plane, y, end, done[: own * self.length].reshape(own, self.length)[:, : self.width])
 
-        self.each_block(block)
+        run(block, self.planes * self.blocks)
 
 
 @lru_cache(maxsize=64)

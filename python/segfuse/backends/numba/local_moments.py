@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ...ops.local_moments import Window
 from .._layout import computed, moments_shape
 from ._half import narrow, widen
 from ._run import refuses as refuses
-from ._run import run, view
+from ._run import view
 from ._tiles import Array
 from ._windows import AT_A, AT_B, G_COV, G_MEAN, G_VAR, MEAN_A, MEAN_B, Sweep
 
@@ -44,31 +45,44 @@ def _sweep(images: Sequence[Tensor], window: Window) -> Sweep:
     return Sweep(window, spatial, groups, dtype, len(images) == 2, _reader(images, depth))
 
 
-def _centres(sweep: Sweep, window: Window) -> tuple[slice, ...]:
-    """The pixels that are the centre of a window, of ``(records, groups, depth, height, width)``."""
-    return (..., *(slice(r, side - r) if window.valid else slice(None) for r, side in zip(
-        sweep.radius, (sweep.depth, sweep.height, sweep.width)
-    )))  # fmt: skip
+def _centred(sweep: Sweep, valid: bool, first: int, last: int) -> Iterator[tuple[Any, Any]]:
+    """Where rows ``first`` to ``last`` hold centres of windows: as an index of these rows, and of all centres,
+    ``(groups, *centres)``."""
+    rz, ry, rx = (r * valid for r in sweep.radius)
+    row = first
+    while row < last:
+        plane, y = divmod(row, sweep.height)
+        end = min(y + last - row, sweep.height)
+        group, z = divmod(plane, sweep.depth)
+        top, bottom = max(y, ry), min(end, sweep.height - ry)
+        if rz <= z < sweep.depth - rz and top < bottom:
+            here = slice(row - first + top - y, row - first + bottom - y), slice(rx, sweep.width - rx)
+            yield here, (group, z - rz, slice(top - ry, bottom - ry))
+        row += end - y
+
+
+def _by_group(x: Tensor, sweep: Sweep, valid: bool) -> Array:
+    """``(groups, *centres)``"""
+    sides = (side - 2 * r * valid for side, r in zip((sweep.depth, sweep.height, sweep.width), sweep.radius))
+    return view(x).reshape(-1, *sides)
 
 
 def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
     images = [a] if b is None else [a, b]
     shape, number = moments_shape(a, window), 2 if b is None else 5
+    out = tuple(torch.empty(shape, dtype=computed(a)) for _ in range(number))
     if 0 in shape:
-        return tuple(torch.empty(shape, dtype=computed(a)) for _ in range(number))
+        return out
     sweep = _sweep(images, window)
-    found = sweep.records(number)
-    sweep.moments(found, b is not None)
-    inside = sweep.inside(found).reshape(number, -1, sweep.depth, sweep.height, sweep.width)[_centres(sweep, window)]
-    out = torch.empty((number, *shape), dtype=computed(a))
-    to = view(out).reshape(inside.shape)
+    results = [_by_group(x, sweep, window.valid) for x in out]
 
-    def copy(first: int, last: int) -> None:
-        for i in range(first, last):
-            to[:, i] = inside[:, i]
+    def use(first: int, last: int, moments: Array) -> None:
+        for here, there in _centred(sweep, window.valid, first, last):
+            for result, record in zip(results, moments):
+                result[there] = record[here]
 
-    run(copy, to.shape[1])
-    return tuple(out)
+    sweep.moments(b is not None, use)
+    return out
 
 
 def backward(
@@ -92,27 +106,25 @@ def _gradient(a: Tensor, b: Tensor | None, window: Window, grads: Sequence[Tenso
         return out.zero_()
     images = [a] if b is None else [a, b]
     sweep = _sweep(images, window)
-    moments = sweep.records(2 * len(images))
-    before = sweep.moments(moments, False)
     adjoint = sweep.records(5)
-    shape = (-1, sweep.depth, sweep.height, sweep.width)
-    means, back = (sweep.inside(x).reshape(len(x) // sweep.step, *shape) for x in (moments, adjoint))
-    centres = _centres(sweep, window)
-    given = [None if grad is None else view(grad.contiguous()).reshape(means[0][centres].shape) for grad in grads]
+    rows = adjoint.reshape(5, -1, sweep.length)
+    given = [
+        (record, factor, None if grad is None else _by_group(grad.contiguous(), sweep, window.valid))
+        for record, factor, grad in ((G_MEAN, 1, grads[0]), (G_VAR, 2, grads[1]), (G_COV, 1, grads[4]))
+    ]
 
-    def fill(first: int, last: int) -> None:
-        for i in range(first, last):
-            for record, grad, factor in ((G_MEAN, given[0], 1), (G_VAR, given[1], 2), (G_COV, given[4], 1)):
-                to = back[record, i]
-                if window.valid or grad is None:
-                    to[...] = 0
-                if grad is not None:
-                    np.multiply(grad[i], factor, out=to[centres])
-            back[AT_A, i] = means[MEAN_A, i]
-            if b is not None:
-                back[AT_B, i] = means[MEAN_B, i]
+    def use(first: int, last: int, moments: Array) -> None:
+        own = rows[:, first:last]
+        own[AT_A] = moments[MEAN_A]
+        if b is not None:
+            own[AT_B] = moments[MEAN_B]
+        for record, factor, grad in given:
+            own[record] = 0
+            if grad is not None:
+                for here, there in _centred(sweep, window.valid, first, last):
+                    np.multiply(grad[there], factor, out=own[record][here])
 
-    run(fill, back.shape[1])
+    before = sweep.moments(False, use)
     planes = _planes(out)
 
     def write(plane: int, first: int, last: int, gradient: Array) -> None:

@@ -21,7 +21,7 @@ from ._windows import AT_A, AT_B, COV, G_COV, G_MEAN, G_VAR, MEAN_A, MEAN_B, VAR
 def _centres(
     first: int,
     last: int,
-    layout: tuple[int, int, int, int, int, int, int, int],
+    layout: tuple[int, int, int, int, int, int, int, int, int],
     places: Array,
     partial: Array,
     s: Array,
@@ -36,7 +36,7 @@ def _centres(
 
     Of rows of windows. partial: sum u SSIM and sum u of every row; adjoint: what goes back, if there is any.
     """
-    D, H, W, length, step, rz, ry, rx = layout
+    D, H, W, length, step, to_step, rz, ry, rx = layout
     for row in range(first, last):
         plane, y = row // H, row % H
         z = plane % D
@@ -44,7 +44,7 @@ def _centres(
         k = factor[plane // D]
         total, seen = spread(s, 0), spread(s, 0)
         for i in range(0, length, LANES):
-            at = row * length + i
+            at, to = (row - first) * length + i, row * length + i
             weight = take(u, places[plane] + y * W + i, W - i) if inside else spread(s, 0)
             if rx > 0:
                 x = counting(s) + i
@@ -62,27 +62,22 @@ def _centres(
                 slope = g * 2 * shade * narrow
                 mean = g * similar * 2 * (my - mp * light) * bright
                 none = weight == 0
-                store(adjoint, at + G_MEAN * step, select(none, 0, mean * (0 if contrast else 1)))
-                store(adjoint, at + G_VAR * step, select(none, 0, slope * similar * -1))
-                store(adjoint, at + G_COV * step, select(none, 0, slope))
-                store(adjoint, at + AT_A * step, mp)
-                store(adjoint, at + AT_B * step, my)
+                store(adjoint, to + G_MEAN * to_step, select(none, 0, mean * (0 if contrast else 1)))
+                store(adjoint, to + G_VAR * to_step, select(none, 0, slope * similar * -1))
+                store(adjoint, to + G_COV * to_step, select(none, 0, slope))
+                store(adjoint, to + AT_A * to_step, mp)
+                store(adjoint, to + AT_B * to_step, my)
         partial[row, 0] = total_of(total)
         partial[row, 1] = total_of(seen)
 
 
 def _pass(lot: Lot, o: Ssim, sums: Array, factor: Array, grad: Tensor | None) -> None:
-    by_p = np.empty(lot.p.shape if grad is not None else 0, lot.p.dtype)
+    by_p = lot.room(grad is not None)
     for windows in lot.windows():
-        sweep = windows.sweep
-        moments = sweep.records(5)
-        before = sweep.moments(moments, True)
-        adjoint = sweep.records(5) if grad is not None else np.empty(0, lot.p.dtype)
-        where = windows.index()
-        found = windows.kernel(
-            _centres, moments, lot.u.reshape(-1), adjoint, factor[where], o.c1, o.c2, o.contrast
-        )  # fmt: skip
-        sums[:, where[0], where[1]] = found.T
+        samples, classes = windows.index()
+        adjoint = windows.sweep.records(5 if grad is not None else 0)
+        settings = lot.u.reshape(-1), adjoint, factor[samples, classes], o.c1, o.c2, o.contrast
+        before, sums[:, samples, classes] = windows.moments(True, _centres, *settings)
         if grad is not None:
             windows.back(adjoint, before, True, by_p, add=False)
     if grad is not None:
