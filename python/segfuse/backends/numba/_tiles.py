@@ -6,6 +6,7 @@ tile that stays in cache, and the results back: NumPy does strides and dtypes, b
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._run import view
+from ._run import compiled, view
 
 Array = NDArray[Any]
+WIDE = 4096  # pixels; NumPy takes three times as long for a row of int64, but needs no call of a kernel
 
 
 class Piece:
@@ -37,7 +39,7 @@ class Operand:
         self.brain = x.dtype == torch.bfloat16
         self.spatial = view(x)
         try:
-            self.flat: Array | None = view(x.view(*x.shape[:2], spatial_size(spatial)))
+            self.flat: Array | None = view(x.view(*x.shape[:2], prod(spatial)))
         except RuntimeError:  # the strides of the spatial axes cannot be joined
             self.flat = None
         self.channels = x.shape[1]
@@ -55,30 +57,16 @@ class Operand:
             return self.flat
         return np.empty((most, self.channels, pixels), self.computed)
 
-    def _run(self, n: int, c: int, piece: Piece) -> Array:
-        return self.spatial[n, c].reshape(-1)[piece.begin : piece.end]
-
     def load(self, piece: Piece, tile: Array) -> None:
         if self.in_place:
             return
-        length = piece.end - piece.begin
-        out = tile[: piece.last - piece.first, :, :length]
-        if self.flat is not None:
-            self._copy(out, self.flat[piece.first : piece.last, :, piece.begin : piece.end])
-            return
         for n in range(piece.first, piece.last):
-            for c in range(self.channels):
-                self._copy(out[n - piece.first, c], self.spatial[n, c].flat[piece.begin : piece.end])
-
-    def _copy(self, out: Array, x: Array) -> None:
-        if not self.brain:
-            np.copyto(out, x, casting="unsafe")
-            return
-        bits = out.view(np.uint32) if out.dtype == np.float32 else np.empty(x.shape, np.uint32)
-        np.copyto(bits, x)
-        bits <<= 16
-        if out.dtype != np.float32:
-            np.copyto(out, bits.view(np.float32))
+            out = tile[n - piece.first, :, : piece.end - piece.begin]
+            if self.flat is None:
+                for c in range(self.channels):
+                    _copy(out[c], self.spatial[n, c].flat[piece.begin : piece.end], self.brain)
+            else:
+                _copy(out, self.flat[n, :, piece.begin : piece.end], self.brain)
 
     def store(self, piece: Piece, tile: Array) -> None:
         if self.in_place:
@@ -95,16 +83,28 @@ class Operand:
                 self.spatial[n, c].flat[piece.begin : piece.end] = found[c]
 
 
+def _copy(out: Array, x: Array, brain: bool) -> None:
+    if brain:
+        bits = out.view(np.uint32) if out.dtype == np.float32 else np.empty(x.shape, np.uint32)
+        np.copyto(bits, x)
+        bits <<= 16
+        if out.dtype != np.float32:
+            np.copyto(out, bits.view(np.float32))
+    elif x.dtype == np.int64 and len(x) == 1 and x.shape[1] >= WIDE and x.strides[1] == x.itemsize:
+        _from_int64(out[0], x[0])
+    else:
+        np.copyto(out, x, casting="unsafe")
+
+
+@compiled
+def _from_int64(out: Any, x: Any) -> None:
+    for i in range(len(out)):
+        out[i] = x[i]
+
+
 def to_bfloat16(x: Array) -> Array:
     """Rounded to the nearest, to even where two are near; NaN stays."""
     x = np.ascontiguousarray(x, np.float32)
     bits = x.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(x == x, rounded, np.uint32(0x7FC0)).astype(np.uint16)
-
-
-def spatial_size(spatial: tuple[int, ...]) -> int:
-    size = 1
-    for n in spatial:
-        size *= n
-    return size
