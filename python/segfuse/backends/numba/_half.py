@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ._lanes import LANES, bits, convert, of_bits, part, put, select, take
 from ._run import compiled
-from ._tiles import Array
 
+Array = NDArray[Any]
 HALF, BRAIN = 0, 1
 
 

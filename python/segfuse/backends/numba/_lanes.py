@@ -2,8 +2,7 @@
 
 A kernel loads lanes from a one-dimensional contiguous array, computes with ``+ - * / < > == != & | ^`` (a plain number
 stands for itself in every lane) and with the functions below, and stores them. What is compiled is one instruction or
-a few for each, on any processor, and in a fraction of the time that vectorising a loop takes. Additions and
-multiplications are rounded as they are written.
+a few for each, on any processor, and in a fraction of the time that vectorising a loop takes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ LANES = 16
 _INDEX = ir.IntType(32)
 
 
-class Lanes(types.Type):  # type: ignore[misc]
+class Lanes(types.Type):
     """``LANES`` numbers of a type of Numba; of truth values, what a comparison gives."""
 
     def __init__(self, dtype: Any) -> None:
@@ -44,7 +43,7 @@ def _vector(dtype: Any) -> ir.VectorType:
 
 
 @register_model(Lanes)
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _vector(fe_type.dtype))
 
@@ -66,7 +65,7 @@ def _spread(context: Any, builder: Any, value: Any, given: Any, dtype: Any) -> A
 
 def _operator(op: Any, emit: Callable[[Any, Any, Any, Any], Any], compares: bool = False) -> None:
     @infer_global(op)
-    class _Typing(AbstractTemplate):  # type: ignore[misc, valid-type]
+    class _Typing(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             lanes = [a for a in args if isinstance(a, Lanes)]
             if len(args) != 2 or not lanes or any(a != lanes[0] for a in lanes):
@@ -83,7 +82,7 @@ def _operator(op: Any, emit: Callable[[Any, Any, Any, Any], Any], compares: bool
         lower_builtin(op, *pair)(lower)
 
 
-def _arithmetic(op: Any, of_float: str, of_integer: str | None) -> None:
+def _arithmetic(op: Any, of_float: str, of_integer: str) -> None:
     def emit(builder: Any, dtype: Any, a: Any, b: Any) -> Any:
         return getattr(builder, of_float if isinstance(dtype, types.Float) else of_integer)(a, b)
 
@@ -103,7 +102,7 @@ def _comparison(op: Any, symbol: str) -> None:
 _arithmetic(operator.add, "fadd", "add")
 _arithmetic(operator.sub, "fsub", "sub")
 _arithmetic(operator.mul, "fmul", "mul")
-_arithmetic(operator.truediv, "fdiv", None)
+_arithmetic(operator.truediv, "fdiv", "sdiv")
 for _op, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
     _arithmetic(_op, _name, _name)
 _arithmetic(operator.lshift, "shl", "shl")
@@ -122,12 +121,17 @@ for _op, _name in (
 # ---------------------------------------------------------------------------------------------------- memory
 
 
+def _function(typed: Callable[..., Any]) -> Any:
+    """A function that kernels may call, from one of types that returns its signature and what writes its code."""
+    return intrinsic(typed)
+
+
 def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any, dtype: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), _vector(dtype).as_pointer())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def load(typing: Any, array: Any, at: Any) -> Any:
     """Lanes from ``array[at]`` on, unchecked."""
 
@@ -138,7 +142,7 @@ def load(typing: Any, array: Any, at: Any) -> Any:
     return Lanes(array.dtype)(array, types.intp), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def store(typing: Any, array: Any, at: Any, lanes: Any) -> Any:
     """Lanes to ``array[at]`` and on, unchecked."""
 
@@ -161,7 +165,7 @@ def _each(builder: Any, count: Any, room: Any, body: Callable[[Any, Any], None])
         body(loop.index, builder.gep(elements, [loop.index]))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def take(typing: Any, array: Any, at: Any, count: Any) -> Any:
     """The first ``count`` lanes from ``array[at]`` on, 0 in the others."""
 
@@ -186,7 +190,7 @@ def take(typing: Any, array: Any, at: Any, count: Any) -> Any:
     return Lanes(array.dtype)(array, types.intp, types.intp), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def put(typing: Any, array: Any, at: Any, count: Any, lanes: Any) -> Any:
     """Stores the first ``count`` lanes."""
 
@@ -211,7 +215,7 @@ def put(typing: Any, array: Any, at: Any, count: Any, lanes: Any) -> Any:
     return types.void(array, types.intp, types.intp, Lanes(array.dtype)), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def number(typing: Any, array: Any, value: Any) -> Any:
     """A number in the type of an array, which spares a kernel the names of types."""
 
@@ -221,7 +225,7 @@ def number(typing: Any, array: Any, value: Any) -> Any:
     return array.dtype(array, types.unliteral(value)), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def spread(typing: Any, array: Any, value: Any) -> Any:
     """A number in every lane, in the type of an array."""
 
@@ -231,7 +235,7 @@ def spread(typing: Any, array: Any, value: Any) -> Any:
     return Lanes(array.dtype)(array, types.unliteral(value)), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def counting(typing: Any, array: Any) -> Any:
     """0, 1, 2, ... in the type of an array."""
 
@@ -244,7 +248,7 @@ def counting(typing: Any, array: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- functions
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def select(typing: Any, mask: Any, yes: Any, no: Any) -> Any:
     """Lanes of ``yes`` where the mask is true, else of ``no``; at least one of them is lanes."""
     dtype = next(a.dtype for a in (yes, no) if isinstance(a, Lanes))
@@ -270,13 +274,13 @@ def _either(symbol: str) -> Callable[..., Any]:
     return typed
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def least(typing: Any, a: Any, b: Any) -> Any:
     """``a < b ? a : b``, so b where either is NaN."""
     return _either("<")(typing, a, b)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def most(typing: Any, a: Any, b: Any) -> Any:
     """``a > b ? a : b``, so b where either is NaN."""
     return _either(">")(typing, a, b)
@@ -302,28 +306,28 @@ def _unary(name: str) -> Callable[..., Any]:
     return typed
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def root(typing: Any, x: Any) -> Any:
     return _unary("sqrt")(typing, x)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def magnitude(typing: Any, x: Any) -> Any:
     return _unary("fabs")(typing, x)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def rounded(typing: Any, x: Any) -> Any:
     """To whole numbers."""
     return _unary("rint")(typing, x)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def opposite(typing: Any, mask: Any) -> Any:
     return mask(mask), lambda context, builder, sig, args: builder.not_(args[0])
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once where the processor can."""
     dtype = next(x.dtype for x in (a, b, c) if isinstance(x, Lanes))
@@ -335,7 +339,7 @@ def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return Lanes(dtype)(*[types.unliteral(x) for x in (a, b, c)]), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def convert(typing: Any, array: Any, lanes: Any) -> Any:
     """Lanes in the type of an array."""
     new, old = array.dtype, lanes.dtype
@@ -360,21 +364,21 @@ def convert(typing: Any, array: Any, lanes: Any) -> Any:
     return Lanes(new)(array, lanes), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def bits(typing: Any, lanes: Any) -> Any:
     """What floating-point lanes hold, as signed integers."""
     found = Lanes(types.int32 if lanes.dtype.bitwidth == 32 else types.int64)
     return found(lanes), lambda context, builder, sig, args: builder.bitcast(args[0], _vector(found.dtype))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def of_bits(typing: Any, lanes: Any) -> Any:
     """The way back."""
     found = Lanes(types.float32 if lanes.dtype.bitwidth == 32 else types.float64)
     return found(lanes), lambda context, builder, sig, args: builder.bitcast(args[0], _vector(found.dtype))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def constant(typing: Any, lanes: Any, value: Any) -> Any:
     """A number in every lane, in the type of other lanes."""
 
@@ -384,17 +388,17 @@ def constant(typing: Any, lanes: Any, value: Any) -> Any:
     return lanes(lanes, types.unliteral(value)), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def _exp(typing: Any, x: Any) -> Any:
     return _unary("exp")(typing, x)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def _log(typing: Any, x: Any) -> Any:
     return _unary("log")(typing, x)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def convert_like(typing: Any, like: Any, lanes: Any) -> Any:
     """Whole numbers in the type of floating-point lanes."""
     return like(like, lanes), lambda context, builder, sig, args: builder.sitofp(args[1], _vector(like.dtype))
@@ -420,25 +424,25 @@ def _fold(symbol: str) -> Callable[..., Any]:
     return typed
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def smallest(typing: Any, lanes: Any) -> Any:
     """Of the lanes."""
     return _fold("<")(typing, lanes)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def largest(typing: Any, lanes: Any) -> Any:
     """Of the lanes."""
     return _fold(">")(typing, lanes)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def total(typing: Any, lanes: Any) -> Any:
     """The lanes added up, always in the same order."""
     return _fold("+")(typing, lanes)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_function
 def some(typing: Any, mask: Any) -> Any:
     """Whether any lane of a mask is true."""
 

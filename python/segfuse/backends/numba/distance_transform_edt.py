@@ -524,6 +524,7 @@ def _transform(input: Tensor, request: Request, out: Tensor, indices: Tensor) ->
         for axis in range(3)
     ]
     widths = [LANES if two else max(min(WIDTH, TILE // side // LANES * LANES), LANES) for side in shape]
+    values: Array
     sides, places = request.mode != "inside", view(indices)
     if two:
         values, labels = view(work).reshape(2, -1), _instances(input)
