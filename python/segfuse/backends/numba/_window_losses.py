@@ -300,7 +300,7 @@ class Windows:
         for image, to in zip(self.images, out):
             to[...] = image[self.of_plane[plane], first:last]
 
-    def moments(self, cov: bool, kernel: Callable[..., Any], *settings: Any) -> tuple[Array | None, Array]:
+    def moments(self, cov: bool, keep: bool, kernel: Callable[..., Any], *settings: Any) -> tuple[Array | None, Array]:
         """``kernel(first, last, layout, places, partial, moments, *settings)`` for some rows of windows after another.
         Returns what :meth:`Sweep.moments` does, and the sums that it wrote for every row, by group."""
         s = self.sweep
@@ -310,7 +310,7 @@ class Windows:
             layout = (s.depth, s.height, s.width, s.length, moments[0].size, s.step, *self.margins)
             kernel(first, last, layout, self.places, partial, moments.reshape(-1), *settings)
 
-        before = s.moments(cov, use)
+        before = s.moments(cov, use, keep)
         return before, partial.reshape(len(self.groups), -1, 2).sum(1).T
 
     def index(self) -> tuple[list[int], list[int]]:

@@ -25,6 +25,7 @@ from ._tiles import Array
 MEAN_A, VAR_A, MEAN_B, VAR_B, COV = range(5)  # records of moments; of pixels there are two, a and b
 G_MEAN, G_VAR, G_COV, AT_A, AT_B = range(5)  # records of what goes back; G_VAR: twice the derivative
 BLOCK = 1 << 15  # pixels of the rows that are worked on together
+SLAB = 16  # planes that are worked on together, at least, beside those around them
 
 
 @compiled
@@ -197,81 +198,117 @@ class Sweep:
             cov,
         )
 
-    def moments(self, cov: bool, use: Callable[[int, int, Array], None]) -> Array | None:
+    def moments(self, cov: bool, use: Callable[[int, int, Array], None], keep: bool = False) -> Array | None:
         """``use(first, last, moments)`` receives the moments of some rows of windows, ``(records, rows, length)``.
-        Returns those of all rows before the last axis, if there is one more.
+        Returns those of all rows before the last axis, if there is one more and they are to be kept.
         """
         number = 5 if cov else 4 if self.pair else 2
-        volume = self.records(number) if self.radius[0] > 0 else None
+        depth = self.radius[0] > 0
+        if depth and not keep:
+            self._by_slabs(number, cov, use)
+            return None
+        volume = self.records(number) if depth else None
 
         def block(first: int, last: int) -> None:
             room, between, done = self.room(2, True), self.room(5, False), self.room(5, False)
             for i in range(first, last):
                 plane, y, end = self.block_of(i)
-                rows = self.pixels(plane, y, end, room)
-                self.along_x(room, rows, between, cov)
-                own, at = end - y, (plane * self.height + y) * self.length
-                gather(
-                    0,
-                    own,
-                    between,
-                    rows * self.length,
-                    done if volume is None else volume,
-                    0 if volume is None else -at,
-                    own * self.length if volume is None else self.step,
-                    _table(
-                        own,
-                        self.length,
-                        0,
-                        self.length,
-                        self.radius[1] * self.length,
-                        self.length,
-                        len(self.weights[1]),
-                    ),
-                    self.weights[1],
-                    self.length,
-                    False,
-                    self.pair,
-                    cov,
-                )
-                if volume is None:
-                    self._pass_on(at // self.length, own, number, done, use)
+                row = plane * self.height + y
+                if volume is not None:
+                    self._along_xy(plane, y, end, room, between, volume, row, self.step, cov)
+                    continue
+                self._along_xy(plane, y, end, room, between, done, 0, (end - y) * self.length, cov)
+                self._pass_on(row, end - y, number, done, use)
 
         run(block, self.planes * self.blocks)
         if volume is not None:
-            run(self._along_z, -(-self.rows // self.block), volume, number, cov, use)
+            table = self._z_table()
+
+            def along_z(first: int, last: int) -> None:
+                done = np.empty(number * self.block * self.length, self.dtype)
+                for i in range(first, last):
+                    row, end = i * self.block, min((i + 1) * self.block, self.rows)
+                    self._along_z(row, end, volume, self.step, done, table, cov)
+                    self._pass_on(row, end - row, number, done, use)
+
+            run(along_z, -(-self.rows // self.block))
         return volume
+
+    def _along_xy(
+        self, plane: int, y: int, end: int, room: Array, between: Array, out: Array, row: int, step: int, cov: bool
+    ) -> None:
+        """Moments of some rows before the last axis, from row ``row`` of ``out`` on."""
+        rows, own = self.pixels(plane, y, end, room), end - y
+        self.along_x(room, rows, between, cov)
+        table = _table(
+            own, self.length, 0, self.length, self.radius[1] * self.length, self.length, len(self.weights[1])
+        )
+        gather(
+            0,
+            own,
+            between,
+            rows * self.length,
+            out,
+            -row * self.length,
+            step,
+            table,
+            self.weights[1],
+            self.length,
+            False,
+            self.pair,
+            cov,
+        )
+
+    def _along_z(self, row: int, end: int, volume: Array, step: int, done: Array, table: Array, cov: bool) -> None:
+        gather(
+            row,
+            end,
+            volume,
+            step,
+            done,
+            row * self.length,
+            (end - row) * self.length,
+            table,
+            self.weights[0],
+            self.length,
+            False,
+            self.pair,
+            cov,
+        )
+
+    def _by_slabs(self, number: int, cov: bool, use: Callable[[int, int, Array], None]) -> None:
+        """Some planes at a time, with those around them, so that they stay in cache."""
+        r, H = self.radius[0], self.height
+        per = min(max(SLAB, 4 * r), self.depth)
+        slabs, none = -(-self.depth // per), (per + 2 * r) * H  # the row of zeros
+        step = (none + 1) * self.length
+
+        def body(first: int, last: int) -> None:
+            room, between = self.room(2, True), self.room(5, False)
+            volume, done = np.zeros(number * step, self.dtype), np.empty(number * self.block * self.length, self.dtype)
+            for i in range(first, last):
+                top = i // slabs * self.depth
+                z, end = i % slabs * per, min((i % slabs + 1) * per, self.depth)
+                low, high = max(z - r, 0), min(end + r, self.depth)
+                for plane in range(low, high):
+                    for y in range(0, H, self.block):
+                        row = (plane - low) * H + y
+                        self._along_xy(
+                            top + plane, y, min(y + self.block, H), room, between, volume, row, step, cov
+                        )  # fmt: skip
+                table = _depth_table((high - low) * H, H, high - low, r, self.length, none)
+                for row in range((z - low) * H, (end - low) * H, self.block):
+                    stop = min(row + self.block, (end - low) * H)
+                    self._along_z(row, stop, volume, step, done, table, cov)
+                    self._pass_on((top + low) * H + row, stop - row, number, done, use)
+
+        run(body, self.planes // self.depth * slabs)
 
     def _pass_on(self, row: int, rows: int, number: int, done: Array, use: Callable[[int, int, Array], None]) -> None:
         use(row, row + rows, done[: number * rows * self.length].reshape(number, rows, self.length))
 
-    def _along_z(
-        self, first: int, last: int, volume: Array, number: int, cov: bool, use: Callable[[int, int, Array], None]
-    ) -> None:
-        done = np.empty(number * self.block * self.length, self.dtype)
-        table = self._z_table()
-        for i in range(first, last):
-            row, end = i * self.block, min((i + 1) * self.block, self.rows)
-            step = (end - row) * self.length
-            gather(
-                row,
-                end,
-                volume,
-                self.step,
-                done,
-                row * self.length,
-                step,
-                table,
-                self.weights[0],
-                self.length,
-                False,
-                self.pair,
-                cov,
-            )
-            self._pass_on(row, end - row, number, done, use)
-
     def _z_table(self) -> Array:
-        return _depth_table(self.rows, self.height, self.depth, self.radius[0], self.length)
+        return _depth_table(self.rows, self.height, self.depth, self.radius[0], self.length, self.rows)
 
     def back(
         self, adjoint: Array, moments: Array | None, cov: bool, write: Callable[[int, int, int, Array], None]
@@ -332,13 +369,14 @@ def _table(rows: int, out_pitch: int, out_at: int, pitch: int, centre: int, step
     return table
 
 
-@lru_cache(maxsize=4)
-def _depth_table(rows: int, height: int, depth: int, radius: int, length: int) -> Array:
+@lru_cache(maxsize=16)
+def _depth_table(rows: int, height: int, depth: int, radius: int, length: int, none: int) -> Array:
+    """Taps along z; `none`: the row of zeros that stands for those outside."""
     table = np.empty((rows, 3 + 2 * radius), np.int64)
     row = np.arange(rows)
     z = row // height % depth
     table[:, 0] = table[:, 1] = row * length
     for k in range(-radius, radius + 1):
         there = (z + k >= 0) & (z + k < depth)
-        table[:, 2 + radius + k] = np.where(there, row + k * height, rows) * length
+        table[:, 2 + radius + k] = np.where(there, row + k * height, none) * length
     return table

@@ -164,7 +164,7 @@ def forward(x: Tensors, g: Geometry, o: Cmssl) -> tuple[Tensor, Tensor, int]:
         for windows in lot.windows():
             own = error[lot.samples.start : lot.samples.stop].reshape(-1)
             images = [t.reshape(-1) for t in (lot.p, lot.y, lot.m)]
-            windows.moments(False, _errors, *images, own, o.variance_eps, o.c4)
+            windows.moments(False, False, _errors, *images, own, o.variance_eps, o.c4)
             samples, classes = windows.index()
             largest[samples, classes] = error[samples, classes].max(1)
         lots = [lot]
@@ -200,7 +200,7 @@ def backward(x: Tensors, g: Geometry, o: Cmssl, threshold: Tensor, coefficient: 
         for windows in lot.windows():
             adjoint, where = windows.sweep.records(5), windows.index()
             slopes = adjoint, by_p.reshape(-1), by_ce.reshape(-1), factor[where], cut[where]
-            before, _ = windows.moments(False, _slopes, *images, *slopes, o.variance_eps, o.c4, o.detach)
+            before, _ = windows.moments(False, not o.detach, _slopes, *images, *slopes, o.variance_eps, o.c4, o.detach)
             if not o.detach:
                 windows.back(adjoint, before, False, by_p, add=True)
         lot.finish(by_p, by_ce, grad)

@@ -124,7 +124,7 @@ def _gradient(a: Tensor, b: Tensor | None, window: Window, grads: Sequence[Tenso
                 for here, there in _centred(sweep, window.valid, first, last):
                     np.multiply(grad[there], factor, out=own[record][here])
 
-    before = sweep.moments(False, use)
+    before = sweep.moments(False, use, keep=True)
     planes = _planes(out)
 
     def write(plane: int, first: int, last: int, gradient: Array) -> None:

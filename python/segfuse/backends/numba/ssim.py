@@ -77,7 +77,7 @@ def _pass(lot: Lot, o: Ssim, sums: Array, factor: Array, grad: Tensor | None) ->
         samples, classes = windows.index()
         adjoint = windows.sweep.records(5 if grad is not None else 0)
         settings = lot.u.reshape(-1), adjoint, factor[samples, classes], o.c1, o.c2, o.contrast
-        before, sums[:, samples, classes] = windows.moments(True, _centres, *settings)
+        before, sums[:, samples, classes] = windows.moments(True, grad is not None, _centres, *settings)
         if grad is not None:
             windows.back(adjoint, before, True, by_p, add=False)
     if grad is not None:
