@@ -11,12 +11,14 @@ from torch import Tensor
 import segfuse as sf
 from cases import CASES, Case
 from compare import same
+from segfuse.backends import available
 from segfuse.ops import pixel_stats
 from segfuse.ops.local_moments import Window, make_window
 from segfuse.ops.pixel_stats import Geometry, Tensors
 
 NAMES = [name for name, case in CASES.items() if 1 <= len(case.shape) - 2 <= 3]
 SEVERAL_BOXES = ["many_tiles", "binary_many_tiles", "binary_3d", "3d"]
+ON_CPU = [name for name in available("ssim") if name in ("cpp", "numba")]
 SHAPES = [(2, 1, 150, 330), (1, 3, 70, 35, 20)]  # cut into boxes along every axis
 
 Sums = Callable[[Tensors, Geometry, Window], Sequence[Tensor]]
@@ -47,11 +49,13 @@ def same_for_any_number_of_threads(loss: sf.losses._base.Loss, shape: tuple[int,
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     y = (x + 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) > 0).long()
     y = y if shape[1] == 1 else y.argmax(1)
-    found = []
-    for n in (1, 2, 3):
-        torch.set_num_threads(n)
-        z = x.clone().requires_grad_()
-        value = loss(z, y)
-        value.backward()
-        found.append((value.detach(), z.grad))
-    assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    for backend in ON_CPU:
+        found = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            z = x.clone().requires_grad_()
+            with sf.use_backend(backend):
+                value = loss(z, y)
+                value.backward()
+            found.append((value.detach(), z.grad))
+        assert all(same(a, b) for other in found[1:] for a, b in zip(found[0], other)), backend

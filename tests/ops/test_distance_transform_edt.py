@@ -350,7 +350,7 @@ def test_nearest_two_without_two(backend):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_threads_leave_the_bits_alone(mode):
+def test_threads_leave_the_bits_alone(fast, mode):
     for shape in ((40, 30, 34), (2, 200, 130), (1, 24, 33, 70), (3, 20000)):
         labels = (random(1, *shape) * 3).to(torch.uint8) * (random(2, *shape) < 0.02)
         results = []

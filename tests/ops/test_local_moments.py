@@ -142,14 +142,15 @@ def test_gradcheck(backend, padding, shape):
         assert torch.autograd.gradcheck(lambda a: sf.local_moments(a, window=3, padding=padding)[:2], (a,))
 
 
+@pytest.mark.parametrize("backend", [name for name in available("local_moments") if name in ("cpp", "numba")])
 @pytest.mark.parametrize("case", ["odd_2d", "3d_valid", "several_boxes", "several_boxes_3d", "33"])
-def test_threads_change_nothing(threads, case):
+def test_threads_change_nothing(threads, backend, case):
     shape, settings = CASES[case]
     a, b = images(shape, torch.float32)
     found = []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
-        found.append(run(a, b, "cpp", **settings))
+        found.append(run(a, b, backend, **settings))
     assert all(same(x, y) for other in found[1:] for x, y in zip(found[0], other))
 
 

@@ -1,7 +1,7 @@
 """Tensors of any dtype and strides as kernels take them: float32 or float64, ``(N, C, S)``, contiguous.
 
 Where a tensor is that already a kernel reads and writes it in place. Otherwise the pixels of a piece are copied to a
-tile that stays in cache, and the results back: NumPy does strides and dtypes, bfloat16 is the upper half of a float32.
+tile that stays in cache, and the results back: NumPy does strides and dtypes but those of 16 bits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._half import narrow, widen
 from ._run import compiled, view
 
 Array = NDArray[Any]
@@ -36,7 +37,7 @@ class Operand:
         if x.ndim == len(spatial) + 1:
             x = x.unsqueeze(1)
         self.computed = np.dtype(computed)
-        self.brain = x.dtype == torch.bfloat16
+        self.half = x.dtype in (torch.float16, torch.bfloat16)
         self.spatial = view(x)
         try:
             self.flat: Array | None = view(x.view(*x.shape[:2], prod(spatial)))
@@ -45,7 +46,7 @@ class Operand:
         self.channels = x.shape[1]
         self.in_place = (
             self.flat is not None
-            and not self.brain
+            and not self.half
             and self.flat.dtype == self.computed
             and self.flat.flags.c_contiguous
         )
@@ -64,9 +65,9 @@ class Operand:
             out = tile[n - piece.first, :, : piece.end - piece.begin]
             if self.flat is None:
                 for c in range(self.channels):
-                    _copy(out[c], self.spatial[n, c].flat[piece.begin : piece.end], self.brain)
+                    _copy(out[c], self.spatial[n, c].flat[piece.begin : piece.end], self.half)
             else:
-                _copy(out, self.flat[n, :, piece.begin : piece.end], self.brain)
+                _copy(out, self.flat[n, :, piece.begin : piece.end], self.half)
 
     def store(self, piece: Piece, tile: Array) -> None:
         if self.in_place:
@@ -74,8 +75,10 @@ class Operand:
         length = piece.end - piece.begin
         for n in range(piece.first, piece.last):
             found = tile[n - piece.first, :, :length]
-            if self.brain:
-                found = to_bfloat16(found)
+            if self.half:
+                packed = np.empty(found.shape, self.spatial.dtype)
+                narrow(found, packed)
+                found = packed
             if self.flat is not None:
                 np.copyto(self.flat[n, :, piece.begin : piece.end], found, casting="unsafe")
                 continue
@@ -83,14 +86,10 @@ class Operand:
                 self.spatial[n, c].flat[piece.begin : piece.end] = found[c]
 
 
-def _copy(out: Array, x: Array, brain: bool) -> None:
-    if brain:
-        bits = out.view(np.uint32) if out.dtype == np.float32 else np.empty(x.shape, np.uint32)
-        np.copyto(bits, x)
-        bits <<= 16
-        if out.dtype != np.float32:
-            np.copyto(out, bits.view(np.float32))
-    elif x.dtype == np.int64 and len(x) == 1 and x.shape[1] >= WIDE and x.strides[1] == x.itemsize:
+def _copy(out: Array, x: Array, half: bool) -> None:
+    if half:
+        widen(x, out)
+    elif x.dtype == np.int64 and x.ndim == 2 and len(x) == 1 and x.shape[1] >= WIDE and x.strides[1] == x.itemsize:
         _from_int64(out[0], x[0])
     else:
         np.copyto(out, x, casting="unsafe")
@@ -100,11 +99,3 @@ def _copy(out: Array, x: Array, brain: bool) -> None:
 def _from_int64(out: Any, x: Any) -> None:
     for i in range(len(out)):
         out[i] = x[i]
-
-
-def to_bfloat16(x: Array) -> Array:
-    """Rounded to the nearest, to even where two are near; NaN stays."""
-    x = np.ascontiguousarray(x, np.float32)
-    bits = x.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(x == x, rounded, np.uint32(0x7FC0)).astype(np.uint16)

@@ -76,7 +76,7 @@ def backward(
             for x, need in zip((a, b), needs, strict=True)
         ]
         rows = forward(images[0], images[1], window)
-        used = [(row, grad) for row, grad in zip(rows, grads, strict=True) if grad is not None]
+        used = [(row, grad) for row, grad in zip(rows, grads, strict=True) if grad is not None and row.requires_grad]
         wanted = [x for x, need in zip(images, needs, strict=True) if need]
         found = iter(
             torch.autograd.grad(
