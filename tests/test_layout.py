@@ -19,6 +19,7 @@ FILES = (  # that every op has
     "python/segfuse/ops/{}.py",
     "python/segfuse/backends/cpp/{}.py",
     "python/segfuse/backends/cuda/{}.py",
+    "python/segfuse/backends/numba/{}.py",
     "python/segfuse/backends/reference/{}.py",
     "tests/ops/test_{}.py",
 )
