@@ -16,7 +16,7 @@ import sys
 class Hide:
     def find_spec(self, name, path=None, target=None):
         if name in {names!r}:
-            raise ModuleNotFoundError("hidden from this test", name=name)
+            raise ImportError("hidden from this test", name=name)
 
 sys.meta_path.insert(0, Hide())
 """
@@ -55,7 +55,17 @@ def test_text_ends_with_the_verdict():
     run = segfuse("doctor")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.splitlines()[-1].startswith("ready: losses run on the cpp")
-    assert "backends of pixel_stats" in run.stdout
+    assert "backends of every op" in run.stdout
+
+
+def test_pure_python_package_is_ready(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "segfuse._cpp", None)  # as if it had not been built
+    for name in doctor.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    report = doctor.collect()
+    assert report["ready"] and "the C++ extension is missing" in report["warnings"][0]
+    report["backends"]["pixel_stats"]["cpp"] = report["errors"]["segfuse._cpp"]
+    assert doctor.render(report).splitlines()[-1].startswith("ready: losses run on the numba backend")
 
 
 def test_missing_extension_shows_its_reason(tmp_path):

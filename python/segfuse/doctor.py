@@ -135,14 +135,8 @@ def _problems(report: Report) -> list[str]:
     if errors["segfuse.backends"]:
         return [f"segfuse does not import ({errors['segfuse.backends']}): pip install --force-reinstall segfuse"]
     problems = []
-    if errors["segfuse._cpp"]:
-        numba = report["backends"]["pixel_stats"]["numba"] is None
-        slower = "on Numba, slower and compiled at the first call" if numba else "on plain torch, correct but slow"
-        problems.append(
-            f"the C++ extension is missing, so losses run {slower} ({errors['segfuse._cpp']}): "
-            "reinstall segfuse with a C++17 compiler at hand and SEGFUSE_NATIVE=ON"
-            + ("" if numba else "; without a compiler, pip install numba")
-        )
+    if errors["segfuse._cpp"] and not _is_pure(report):
+        problems.append(_without_extension(report))
     forced = report["environment"].get("SEGFUSE_BACKEND")
     if forced and any(reasons.get(forced, "unknown backend") for reasons in report["backends"].values()):
         problems.append(f"SEGFUSE_BACKEND={forced} forces a backend that cannot run here: unset it")
@@ -152,8 +146,25 @@ def _problems(report: Report) -> list[str]:
     return problems
 
 
+def _is_pure(report: Report) -> bool:
+    """The extension was never built: a package that runs as it should, though not as fast as it could."""
+    return str(report["errors"]["segfuse._cpp"]).startswith("ModuleNotFoundError")
+
+
+def _without_extension(report: Report) -> str:
+    numba = report["backends"]["pixel_stats"]["numba"] is None
+    slower = "on Numba, slower and compiled at the first call" if numba else "on plain torch, correct but slow"
+    return (
+        f"the C++ extension is missing, so losses run {slower} ({report['errors']['segfuse._cpp']}): "
+        "reinstall segfuse with a C++17 compiler at hand and SEGFUSE_NATIVE=ON"
+        + ("" if numba else "; without a compiler, pip install numba")
+    )
+
+
 def _warnings(report: Report) -> list[str]:
     warnings = []
+    if report["backends"].get("pixel_stats") and _is_pure(report):
+        warnings.append(_without_extension(report))
     if len(report["threads"]["openmp"]) > 1:
         warnings.append(
             "more than one OpenMP runtime is loaded, each with threads of its own: import torch first, and see which "
@@ -166,8 +177,12 @@ def render(report: Report) -> str:
     """The report as aligned lines, the verdict last."""
     cpu, threads, cuda = report["cpu"], report["threads"], report["cuda"]
     lines = [_line(name, value) for name, value in report["versions"].items()]
+    alike: dict[str, list[str]] = {}  # ops with the same backends are told together
     for op, reasons in report["backends"].items():
-        lines += ["", f"backends of {op}"]
+        alike.setdefault(json.dumps(reasons), []).append(op)
+    for told, ops in alike.items():
+        reasons = json.loads(told)
+        lines += ["", f"backends of {'every op' if len(alike) == 1 else ', '.join(ops)}"]
         lines += [_line(f"  {name}", "no   " + why if why else "yes") for name, why in reasons.items()]
     lines += ["", _line("cpu", f"{cpu['model']}, {cpu['cores']} cores")]
     lines += [_line("instruction sets", f"{', '.join(cpu['isa_found']) or 'unknown'}; used: {cpu['isa_used']}")]
@@ -192,8 +207,10 @@ def _line(name: str, value: object) -> str:
 
 
 def _best(report: Report) -> str:
-    forced = report["environment"].get("SEGFUSE_BACKEND")
-    return forced or ("cpp" if report["cpu"]["isa_used"] is None else f"cpp ({report['cpu']['isa_used']})")
+    """The backend of tensors on the CPU."""
+    reasons = report["backends"]["pixel_stats"]
+    name = report["environment"].get("SEGFUSE_BACKEND") or next(n for n in BACKENDS if n != "cuda" and not reasons[n])
+    return f"cpp ({report['cpu']['isa_used']})" if name == "cpp" else name
 
 
 if __name__ == "__main__":

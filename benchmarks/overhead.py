@@ -1,0 +1,95 @@
+"""What a call of a loss costs beyond its kernels, in microseconds, beside what torch itself takes for an empty one.
+
+    python benchmarks/overhead.py
+
+One thread, small tensors, the least of many repeats. ``kernel`` is the native call alone; ``empty`` is an
+``autograd.Function`` that only allocates its results, called as a module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import segfuse
+from segfuse.backends.cpp import formula as backend
+
+SHAPE = (2, 1, 16, 16)
+
+
+def least(call: Callable[[], object], calls: int = 500, repeats: int = 40) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return 1e6 * best
+
+
+class _Empty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(input, target)
+        return torch.empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        input, _ = ctx.saved_tensors
+        return torch.empty_like(input), None
+
+
+class Empty(nn.Module):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return _Empty.apply(input, target)
+
+
+class Recorder:
+    """Stands for the extension and keeps what its functions were called with."""
+
+    def __init__(self, native: Any) -> None:
+        self.native, self.calls = native, {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(**arguments: Any) -> Any:
+            self.calls[name] = arguments
+            return getattr(self.native, name)(**arguments)
+
+        return call if name.startswith("formula_") else getattr(self.native, name)
+
+
+def kernels(loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    native, backend._cpp = backend._cpp, Recorder(backend._cpp)
+    try:
+        value = loss(x, y)
+        torch.autograd.grad(value, x, retain_graph=True)  # the graph keeps what forward wrote
+        calls = backend._cpp.calls
+    finally:
+        backend._cpp = native
+    one, grad = torch.ones((), dtype=value.dtype), torch.empty_like(x)
+    forward = calls["formula_forward"]
+    if forward["grad_input"]:
+        forward["grad_input"] = grad.data_ptr()
+    again = {**calls["formula_backward"], "grad": one.data_ptr(), "grad_input": grad.data_ptr()}
+    return least(lambda: native.formula_forward(**forward)), least(lambda: native.formula_backward(**again))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    x, y = torch.randn(SHAPE, requires_grad=True), torch.randint(0, 2, SHAPE)
+    print(f"torch {torch.__version__}, segfuse {segfuse.__version__}, logits {SHAPE}, microseconds")
+    print(f"{'':28}{'forward':>10}{'kernel':>10}{'beyond':>10}{'backward':>12}{'kernel':>10}{'beyond':>10}")
+    for loss in (Empty(), segfuse.DiceLoss(), segfuse.CrossEntropyLoss(), segfuse.DiceCELoss()):
+        inside = (0.0, 0.0) if isinstance(loss, Empty) else kernels(loss, x, y)
+        forward = least(lambda loss=loss: loss(x, y))
+        backward = least(lambda loss=loss: torch.autograd.grad(loss(x, y), x)) - forward
+        row = (forward, inside[0], forward - inside[0], backward, inside[1], backward - inside[1])
+        print(f"{type(loss).__name__:28}" + "".join(f"{t:{w}.1f}" for t, w in zip(row, (10, 10, 10, 12, 10, 10))))
+
+
+if __name__ == "__main__":
+    main()
