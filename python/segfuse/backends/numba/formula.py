@@ -70,14 +70,16 @@ def backward(
     """The gradient of the input, where wanted. ``ahead`` is the gradient that forward wrote."""
     if not wanted:
         return None, None
-    plan = call.formula.plan
-    coefficient = _derivative(call, sums[: plan.rows], grad)
-    if ahead is not None:
+    plan, g = call.formula.plan, call.geometry
+    coefficient, assumed = _derivative(call, sums[: plan.rows], grad), sums[plan.rows :]
+    if len(assumed):
         first = sum(name in COUNTS for name in plan.moments)  # the counts have no part in the gradient
-        factor = _ratio(coefficient[first:], sums[plan.rows + first :])
+        factor = _ratio(coefficient[first:], assumed[first:])
         if factor is not None:
+            if ahead is None:  # it was handed out before: the same one again
+                ahead = pixel_stats.backward(x, g, plan, assumed)
             return (ahead if factor == 1 else ahead.mul_(factor)), None
-    return pixel_stats.backward(x, call.geometry, plan, coefficient), None
+    return pixel_stats.backward(x, g, plan, coefficient), None
 
 
 def _ratio(a: Tensor, b: Tensor) -> float | None:
