@@ -18,7 +18,7 @@ from compare import evaluate, same
 if "numba" not in sf.backends.available("pixel_stats"):
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from segfuse.backends.numba import _run, _tiles
+from segfuse.backends.numba import _half, _run
 
 X, Y = problem("multiclass", dtype=torch.float32)
 
@@ -99,10 +99,16 @@ def test_a_linear_loss_is_one_pass(monkeypatch):
     assert torch.allclose(first, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_bfloat16_is_rounded_as_torch_does():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_read_and_rounded_as_torch_does(dtype):
+    every = torch.arange(1 << 16).to(torch.uint16).view(dtype)
+    found = torch.empty(every.shape)
+    _half.widen(_run.view(every), found.numpy())
+    assert same(found, every.float())
     random = torch.Generator().manual_seed(0)
     x = torch.randn(10_001, generator=random) * 10.0 ** torch.randint(-44, 38, (10_001,), generator=random)
     halfway = torch.tensor([1.00390625, 1.01171875, -1.00390625, torch.inf, -torch.inf, torch.nan, 3.4e38, 0.0, -0.0])
-    x = torch.cat([x, halfway])
-    found = torch.from_numpy(_tiles.to_bfloat16(x.numpy())).view(torch.bfloat16)
-    assert same(found, x.to(torch.bfloat16))
+    x = torch.cat([x, halfway, found[found.isfinite()] * (1 + 2**-11)])
+    rounded = torch.empty(x.shape, dtype=dtype)
+    _half.narrow(x.numpy(), _run.view(rounded))
+    assert same(rounded, x.to(dtype))
