@@ -51,8 +51,15 @@ class Call:
     function: Callable[[dict[str, Tensor]], Results]
     tensors: dict[str, Tensor]
     widened: tuple[str, ...] = ("input",)  # what the exact reference gets in float64
+    dtype: torch.dtype = torch.float64  # of computation: float32 even where sums are added up in float64
     choice: bool = False  # a tie or a threshold may fall to the other side: the gradient may be that of another choice
+    windowed: bool = False
+    loss: bool = False  # a value, and its gradient
     about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.widened:
+            self.dtype = min(self.dtype, self.tensors[name].dtype, key=lambda d: d.itemsize)
 
     def __str__(self) -> str:
         tensors = [f"{k}: {t.dtype} {tuple(t.shape)} strides {t.stride()}" for k, t in self.tensors.items()]
@@ -70,9 +77,9 @@ class Source:
     def chance(self, p: float) -> bool:
         return self.random.random() < p
 
-    def spatial(self, axes: int) -> tuple[int, ...]:
-        if self.chance(0.03):  # several tiles, threads
-            return tuple(self.random.randint(1, 60_000 >> (7 * (axes - 1))) for _ in range(axes))
+    def spatial(self, axes: int, large: float = 0.02) -> tuple[int, ...]:
+        if self.chance(large):  # several tiles, threads
+            return tuple(self.random.randint(1, (20_000, 140, 27)[axes - 1]) for _ in range(axes))
         return tuple(self.one_of((1, self.random.randint(0, 9), self.random.randint(2, 9))) for _ in range(axes))
 
     def rand(self, shape: Sequence[int]) -> Tensor:
@@ -119,17 +126,17 @@ class Source:
     def weight(self, shape: Sequence[int]) -> Tensor:
         w = 2 * self.rand(shape) * (self.rand(shape) < 0.9)
         if self.chance(0.1):
-            w = torch.where(self.rand(shape) < 0.1, self.one_of((-0.5, math.inf, math.nan, 1e30)), w)
+            w = torch.where(self.rand(shape) < 0.1, self.one_of((-0.5, 1e4)), w)
         return self.laid_out(w.to(self.one_of(LABELS) if self.chance(0.2) else self.one_of(DTYPES)))
 
     def mask(self, shape: Sequence[int]) -> Tensor:
         return self.laid_out((self.rand(shape) < self.one_of((0.0, 0.5, 0.9))).to(self.one_of(LABELS)))
 
 
-def problem(r: Source, mode: str, axes: int | None = None) -> tuple[dict[str, Tensor], int, bool]:
+def problem(r: Source, mode: str, large: float = 0.02) -> tuple[dict[str, Tensor], int, bool]:
     """Tensors of a loss, the label that is ignored, and whether ``input`` holds logits."""
     C = 1 if mode == "binary" else CHANNELS[mode] if r.chance(0.7) else r.random.randint(2, r.one_of((5, 40)))
-    spatial = r.spatial(r.random.randint(1, 3) if axes is None else axes)
+    spatial = r.spatial(r.random.randint(1, 3), large)
     N = r.random.randint(0, 3)
     flat, single, full = (N, *spatial), (N, 1, *spatial), (N, C, *spatial)
     ignore_index = r.one_of((-100, -100, 255, 0, -1, 2**40))
@@ -180,13 +187,14 @@ CHOOSING = {
     "WeightedHausdorffLoss",
     "CMSSLLoss",
     "BalancedCrossEntropyLoss",
+    "MCCLoss",  # a square root of differences, 0 where a class fills its sample
 }
 
 
 def a_loss(r: Source) -> Call:
     variant: Variant = r.one_of(VARIANTS)
     mode = r.one_of(variant.modes)
-    tensors, ignore_index, from_logits = problem(r, mode)
+    tensors, ignore_index, from_logits = problem(r, mode, 0 if variant.positional or variant.windowed else 0.02)
     C = 1 if mode == "binary" else tensors["input"].shape[1]
     common: dict[str, Any] = {"mode": mode, "ignore_index": ignore_index, "from_logits": from_logits}
     if r.chance(0.3):
@@ -205,7 +213,7 @@ def a_loss(r: Source) -> Call:
         (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
         return [value.detach(), torch.zeros(()) if grad is None else grad]
 
-    return Call(str(variant), evaluate, tensors, choice=variant.name in CHOOSING, about=common)
+    return Call(str(variant), evaluate, tensors, choice=variant.name in CHOOSING, windowed=variant.windowed, loss=True, about=common)
 
 
 def sums(r: Source) -> Call:
@@ -230,7 +238,7 @@ def sums(r: Source) -> Call:
 def distances(r: Source) -> Call:
     axes = r.random.randint(1, 3)
     mode = r.one_of(DISTANCE_MODES)
-    shape = (*(r.random.randint(0, 3) for _ in range(r.random.randint(0, 2))), *r.spatial(axes))
+    shape = (*(r.random.randint(0, 3) for _ in range(r.random.randint(0, 2))), *r.spatial(axes, 0.02 if axes > 1 else 0))
     about: dict[str, Any] = {"mode": mode, "spatial_dims": axes, "dtype": r.one_of((torch.float32, torch.float64))}
     if r.chance(0.5):
         about["spacing"] = tuple(r.one_of((1.0, 0.5, 3.7, 1e-3, 100.0)) for _ in range(axes))
@@ -253,7 +261,7 @@ def distances(r: Source) -> Call:
         steps = [(i - own) * s for i, own, s in zip(found[1], grid, size)]
         return [found[0], torch.stack(steps).square().sum(0)]  # which of the nearest is free
 
-    return Call("distance_transform_edt", evaluate, {"input": x}, (), about={**about, "indices": indices})
+    return Call("distance_transform_edt", evaluate, {"input": x}, (), about["dtype"], about={**about, "indices": indices})
 
 
 def moments(r: Source) -> Call:
@@ -277,7 +285,7 @@ def moments(r: Source) -> Call:
         total = sum((k * row.double()).sum() for k, row in enumerate(rows, 1))
         return [*(row.detach() for row in rows), *torch.autograd.grad(total, images)]
 
-    return Call("local_moments", evaluate, tensors, tuple(tensors), about=about)
+    return Call("local_moments", evaluate, tensors, tuple(tensors), windowed=True, about=about)
 
 
 def sorted_errors(r: Source) -> Call:
@@ -299,7 +307,7 @@ def sorted_errors(r: Source) -> Call:
         (grad,) = torch.autograd.grad(found.sum(), x)
         return [found.detach(), grad]
 
-    return Call("lovasz_extension", evaluate, tensors, choice=True, about=about)
+    return Call("lovasz_extension", evaluate, tensors, choice=True, loss=True, about=about)
 
 
 def largest_values(r: Source) -> Call:
@@ -321,14 +329,12 @@ def largest_values(r: Source) -> Call:
 
 def on_pairs(r: Source) -> Call:
     mode = r.one_of(MODES)
-    tensors, ignore_index, from_logits = problem(r, mode)
-    if math.prod(tensors["input"].shape) > 20_000:
-        return on_pairs(r)
+    tensors, ignore_index, from_logits = problem(r, mode, 0)
     options: dict[str, Any]
     op, options = r.one_of(
         (
             (erosion.erosion, {"steps": r.one_of((1, 3, 10)), "norm": r.one_of(erosion.NORMS), "alpha": 1.5}),
-            (disk_sums.disk_sums, {"radii": r.one_of(((1,), (2, 5), (3, 70))), "hard": r.one_of(("threshold", "argmax"))}),
+            (disk_sums.disk_sums, {"radii": r.one_of(((1,), (2, 5), (3, 12))), "hard": r.one_of(("threshold", "argmax"))}),
             (
                 pairwise_hausdorff.pairwise_hausdorff,
                 {"alpha": r.one_of((-1.0, -2.5, -math.inf)), "form": r.one_of(pairwise_hausdorff.FORMS), "eps": 1e-4},
@@ -346,7 +352,7 @@ def on_pairs(r: Source) -> Call:
         (grad,) = torch.autograd.grad((value * factors).sum(), x)
         return [value.detach(), grad]
 
-    return Call(op.__name__, evaluate, tensors, choice=True, about={**about, **options, "background": background})
+    return Call(op.__name__, evaluate, tensors, choice=True, loss=True, about={**about, **options, "background": background})
 
 
 CALLS = (a_loss,) * 6 + (sums, distances, distances, moments, sorted_errors, largest_values, on_pairs)
@@ -376,12 +382,13 @@ def outcome(call: Call, backend: str | None, exact: bool = False) -> Results | E
         return error
 
 
-def differ(found: Tensor, plain: Callable[[], Tensor], exact: Tensor, slack: float) -> str | None:
+def differ(call: Call, found: Tensor, plain: Callable[[], Tensor], exact: Tensor, slack: float) -> str | None:
     if found.shape != exact.shape:
         return f"shape {tuple(found.shape)}, not {tuple(exact.shape)}"
+    if call.windowed:  # NaN or infinite: which one follows from the order of the additions
+        found, exact = (torch.where(x.isfinite(), x, torch.nan) for x in (found, exact))
     error, scale = max_diff(found, exact), largest(exact)
-    dtype = found.dtype if found.dtype in FLOOR else torch.float64
-    allowed = slack * FLOOR[dtype] * scale
+    allowed = slack * FLOOR[call.dtype] * scale
     if error > allowed:
         allowed += slack * max_diff(plain(), exact)
     return None if error <= allowed else f"off by {error:.3g}, allowed {allowed:.3g}, largest entry {scale:.6g}"
@@ -410,7 +417,9 @@ def check(call: Call, backends: Sequence[str | None], slack: float = SLACK) -> s
                 return f"{backend}: {found!r}, reference: {expected!r}"
             continue
         for i, (f, e) in enumerate(zip(found, exact, strict=True)):
-            wrong = differ(f, partial(reference, i), e, slack)
+            if i == len(found) - 1 > 0 and call.loss and not exact[0].isfinite().all():
+                continue  # and so its gradient means nothing
+            wrong = differ(call, f, partial(reference, i), e, slack)
             if wrong and not (call.choice and i == len(found) - 1):
                 return f"{backend}: result {i} is {wrong}"
     return ""
@@ -420,10 +429,11 @@ def run(seed: int, count: int, progress: bool = False, show: bool = False, most:
     """Makes and checks calls; returns what went wrong."""
     backends: list[str | None] = [name for name in available("pixel_stats") if name not in ("reference", "cuda")]
     wrong: list[str] = []
-    raised: Counter[str] = Counter()
+    took: Counter[str] = Counter()
     begin = last = time.monotonic()
     for i in range(seed, seed + count):
         torch.set_num_threads(1 + i % 3)
+        now = time.monotonic()
         call = make(i)
         if show:
             print(i, call, flush=True)
@@ -431,7 +441,7 @@ def run(seed: int, count: int, progress: bool = False, show: bool = False, most:
             text = check(call, backends)
         except Exception:
             text = traceback.format_exc()
-        raised[call.name.split(",")[0]] += 1
+        took[call.name.split(",")[0]] += time.monotonic() - now
         if text:
             wrong.append(f"--seed {i}: {call}\n  {text}")
             if progress:
@@ -440,6 +450,8 @@ def run(seed: int, count: int, progress: bool = False, show: bool = False, most:
         if progress and (now - last > 5 or i == seed + count - 1):
             print(f"{i - seed + 1} calls, {len(wrong)} wrong, {now - begin:.0f} s; next is --seed {i + 1}", flush=True)
             last = now
+            if show:
+                print(took.most_common(8))
         if len(wrong) >= most:
             break
     return wrong

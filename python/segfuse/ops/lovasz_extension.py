@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends import pick
-from .pixel_stats import Geometry, Mode, Tensors, check, raise_invalid
+from .pixel_stats import Geometry, Mode, Tensors, check, ignored, raise_invalid
 
 Classes = Literal["present", "all"] | Sequence[int]
 MAX_OFFSET = 2**32  # a sorted pixel holds its place in 32 bits
@@ -84,7 +84,7 @@ def classes_at_a_time(classes: int, how: Problems) -> int:
 def raise_target(x: Tensors, g: Geometry) -> None:
     """Says which target is not hard. Slow: runs only on the way to an error."""
     if not g.index_target and x.target.dtype.is_floating_point:
-        soft = (x.target > 0) & (x.target < 1) & (x.target != g.ignore_index)
+        soft = (x.target > 0) & (x.target < 1) & ~ignored(x.target, g.ignore_index)
         if bool(soft.any()):
             where = tuple(int(i) for i in soft.nonzero()[0])
             raise ValueError(

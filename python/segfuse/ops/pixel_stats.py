@@ -232,6 +232,10 @@ def check(
             _fail(f"{name} carries a gradient, which is not computed", f"{name}.detach()")
 
     exclusive = mode == "multiclass" and not one_vs_rest
+    if exclusive and not from_logits and not index_target and _holds(target.dtype, ignore_index):
+        # One ignored class drops the pixel. Kernels look at the classes of a pixel together for a softmax alone.
+        kept = ~ignored(target, ignore_index).any(1)
+        mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
     activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
     map_shape = flat if exclusive else tuple(input.shape)
     tensors = Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map)))
@@ -252,12 +256,34 @@ def may_look(x: Tensor) -> bool:
     return DEBUG or not x.is_cuda
 
 
+def _holds(dtype: torch.dtype, label: int) -> bool:
+    if dtype == torch.bool:
+        return label in (0, 1)
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        return abs(label) <= info.max and (label == 0 or abs(label) // (label & -label) < 2 / info.eps)
+    return torch.iinfo(dtype).min <= label <= torch.iinfo(dtype).max
+
+
+def ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Where a target has a label. Nowhere if its dtype cannot hold it: a byte of 156 equals -100 for PyTorch."""
+    if _holds(target.dtype, ignore_index):
+        return target == ignore_index
+    return torch.zeros_like(target, dtype=torch.bool)
+
+
+def negative(weight: Tensor) -> Tensor:
+    """Where a weight is below 0. PyTorch cannot compare its unsigned integers of more than one byte."""
+    unsigned = weight.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return torch.zeros_like(weight, dtype=torch.bool) if unsigned else weight < 0
+
+
 def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     """Says which value broke the rules that a kernel counted as broken. Slow: runs only on the way to an error."""
-    if x.weight is not None and bool((x.weight < 0).any()):
+    if x.weight is not None and bool(negative(x.weight).any()):
         raise ValueError(f"weight_map must be >= 0; got {float(x.weight.min()):g}. Try: weight_map.clamp(min=0)")
     target = x.target if x.target.dtype.is_floating_point else x.target.to(torch.int64)
-    kept = target != g.ignore_index
+    kept = ~ignored(x.target, g.ignore_index)
     if x.mask is not None:
         mask = (
             x.mask
@@ -270,7 +296,7 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     top = g.shape[1] - 1 if g.index_target else 1
     wrong = kept & ~((target >= 0) & (target <= top) & (target == target.round() if g.index_target else True))
     where = tuple(int(i) for i in wrong.nonzero()[0])
-    value = target[where].item()
+    value = x.target[where].item()
     if g.index_target:
         rule = f"class numbers 0 to {top}"
         call = f"ignore_index={value:g}" if isfinite(value) and value == round(value) else "target.long()"
