@@ -219,7 +219,8 @@ def a_loss(r: Source) -> Call:
 def sums(r: Source) -> Call:
     mode = r.one_of(MODES)
     tensors, ignore_index, from_logits = problem(r, mode)
-    wanted = r.random.sample(list(pixel_stats.MOMENTS), r.random.randint(1, 6))
+    wanted = list({*r.random.sample(list(pixel_stats.MOMENTS), r.random.randint(1, 6)), "tp"})
+    wanted.sort()
     if any(name.startswith("distance") for name in wanted):
         shape = tensors["input"].shape
         tensors["distance_map"] = r.laid_out((4 * r.rand(shape) - 2).to(r.one_of(DTYPES)))

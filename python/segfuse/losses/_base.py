@@ -110,10 +110,13 @@ def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
     if isinstance(value, str):
         known = "".join(f" or be {word!r}" for word in words)
         raise ValueError(f"{name} must hold one number per class{known}; got {value!r}. Try: {name}=[1.0, 2.0, ...]")
-    values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    try:
+        values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    except (TypeError, ValueError):
+        values = ()
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
         raise ValueError(
-            f"{name} must hold numbers >= 0, not all 0, one per class; got {values}. Try: {name}=[1.0, 2.0, ...]"
+            f"{name} must hold numbers >= 0, not all 0, one per class; got {values or value!r}. Try: {name}=[1.0, 2.0, ...]"
         )
     return values
 

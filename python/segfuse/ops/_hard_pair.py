@@ -138,7 +138,7 @@ def _classes(hot: Tensor, g: Geometry, look: bool) -> tuple[Tensor, Tensor]:
     if look and bool(wrong.any()):
         values = hot.movedim(1, -1)[wrong[:, 0]]
         _refuse_soft(values[(values != 0) & (values != 1)], g)
-        _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel, but as many as ")
+        _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel; got a sum over classes of ")
     return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(gone, g.ignore_index), wrong
 
 

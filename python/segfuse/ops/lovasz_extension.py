@@ -38,7 +38,8 @@ def check_classes(classes: Classes) -> None:
     """
     if classes in ("present", "all"):
         return
-    if isinstance(classes, str) or not classes or any(isinstance(c, bool) or not isinstance(c, int) for c in classes):
+    numbers = classes if isinstance(classes, list | tuple | range) else ()
+    if not numbers or any(isinstance(c, bool) or not isinstance(c, int) for c in numbers):
         raise ValueError(
             f"classes must be 'present', 'all' or a list of class numbers; got {classes!r}. Try: classes='present'"
         )

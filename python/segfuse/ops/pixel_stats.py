@@ -176,6 +176,8 @@ def check(
             raise TypeError(
                 f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
             )
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:
+        raise TypeError(f"ignore_index must be an int of 64 bits; got {ignore_index!r}. Try: ignore_index=-100")
     if mode not in MODES:
         _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
@@ -402,7 +404,7 @@ def sums(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) 
                 "segments.to(torch.int32).contiguous()",
             )
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
-            _fail(f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}", "groups=...")
+            _fail(f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}", f"groups={int(index.max()) + 1}")
     return _PixelStats.apply(x.input, x, g, plan, segments)
 
 
@@ -443,8 +445,8 @@ def pixel_stats(
 
     Source: the sums of Milletari et al. 2016 (arXiv 1606.04797) and Salehi et al. 2017 (arXiv 1706.05721).
     """
-    unknown = [name for name in wanted if name not in MOMENTS]
-    if unknown or isinstance(wanted, str):
+    names = not isinstance(wanted, str) and isinstance(wanted, Iterable)
+    if not names or any(name not in MOMENTS for name in wanted):
         _fail(
             f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}",
             'wanted=("tp", "pred", "true")',

@@ -58,7 +58,8 @@ def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
         b = b if b.dtype == torch.float64 else b.float()
         rows = (*rows, b, torch.zeros_like(b), torch.zeros_like(a))
     if a.numel() == 0:
-        return tuple(row.sum() + row.new_zeros(moments_shape(a, window)) for row in rows)
+        nothing = a.sum() if b is None else a.sum() + b.sum()
+        return tuple(nothing + row.new_zeros(moments_shape(a, window)) for row in rows)
     for axis, weights in reversed(list(enumerate(window.weights))):
         rows = _along(rows, axis + 2, weights, window.valid)
     return rows
