@@ -85,12 +85,36 @@ def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> Ha
         z = torch.where(gone, 0, z)
     if broken is not None:
         z = torch.where(broken, torch.nan, z)
-    p = torch.softmax(z, 1) if g.activation == "softmax" else torch.sigmoid(z) if g.activation == "sigmoid" else z
+    p = z if g.activation == "identity" else _Activation.apply(z, g.activation == "softmax")
     p = p.contiguous()  # where() may have taken the strides of the mask
     if weight is not None:
         weight = weight.to(p.dtype).contiguous()
     first = 1 if not include_background and g.shape[1] > 1 else 0
     return HardPair(p, code, weight, g.index_target or g.exclusive, gone is not None, first)
+
+
+class _Activation(torch.autograd.Function):
+    """Softmax over the classes, or a sigmoid. The last bits of PyTorch's own depend on the number of threads: where the
+    share of a thread ends it takes another path."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, softmax: bool) -> Tensor:
+        if z.is_cuda:
+            p = torch.softmax(z, 1) if softmax else torch.sigmoid(z)
+        elif softmax:
+            e = (z - z.amax(1, keepdim=True)).exp_()
+            p = e.div_(e.sum(1, keepdim=True))
+        else:
+            p = z.neg().exp_().add_(1).reciprocal_()
+        ctx.softmax = softmax
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (p,) = ctx.saved_tensors
+        g = grads[0] * p
+        return g - p * (g.sum(1, keepdim=True) if ctx.softmax else g), None
 
 
 def _channel_axis(x: Tensor, g: Geometry) -> Tensor:
