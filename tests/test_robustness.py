@@ -129,6 +129,26 @@ def test_a_dtype_that_cannot_hold_the_ignored_label():
                 kind(ignore_index=ignore_index)(x, y)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+@pytest.mark.parametrize("kind", [sf.DiceLoss, sf.CrossEntropyLoss, sf.HausdorffERLoss, sf.CMSSLLoss])
+def test_weights_that_pytorch_cannot_compare(backend, kind, dtype):
+    x, y = problem("multiclass")
+    weight = torch.arange(y.numel()).reshape(y.shape) % 3
+    expected, found = (evaluate(kind(), x, y, weight_map=w) for w in (weight, weight.to(dtype)))
+    assert same(found[0], expected[0]) and same(found[1], expected[1])
+    if backend == "cuda":
+        return  # values are looked at for debugging alone
+    with pytest.raises(ValueError, match="target must hold"):
+        kind()(x, y + 7, weight_map=weight.to(dtype))
+
+
+def test_a_nan_among_the_weights_is_seen(backend):
+    x, y = problem("multiclass")
+    weight = torch.ones(y.shape)
+    weight[:, 1, 2] = torch.nan
+    assert sf.WeightedHausdorffLoss()(x, y, weight_map=weight).isnan()
+
+
 # ------------------------------------------------------------------------------------------- memory
 
 

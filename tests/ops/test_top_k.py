@@ -58,6 +58,7 @@ def test_infinite_and_nan(backend):
     values = torch.tensor([[1.0, torch.inf, torch.nan, -torch.inf, 2.0, torch.nan, 0.0, -0.0]])
     for percent in (12.5, 25, 37.5, 50, 75, 100):
         agree(backend, values, None, percent)
+    agree(backend, values.flip(1), values.flip(1) < 0, 100)  # what takes part is smaller than all that does not
     assert run(backend, values, values == values, 50).chosen.flatten().tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
 
 
