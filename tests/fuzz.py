@@ -115,9 +115,7 @@ class Source:
             extra += [0.5, math.nan, math.inf, -math.inf] if dtype.is_floating_point else []
         extra = [v for v in extra if holds(dtype, int(v) if math.isfinite(v) else 0)]
         if extra:
-            some = torch.tensor(extra, dtype=torch.float64)[
-                torch.randint(0, len(extra), y.shape, generator=self.torch)
-            ]
+            some = torch.tensor(extra, dtype=torch.float64)[torch.randint(0, len(extra), y.shape, generator=self.torch)]
             y = torch.where(self.rand(y.shape) < self.one_of((0.01, 0.2, 1.0)), some, y)
         if not dtype.is_floating_point and dtype != torch.bool:
             y = y.to(torch.int64)
@@ -213,7 +211,15 @@ def a_loss(r: Source) -> Call:
         (grad,) = torch.autograd.grad(value.sum(), x, allow_unused=True)
         return [value.detach(), torch.zeros(()) if grad is None else grad]
 
-    return Call(str(variant), evaluate, tensors, choice=variant.name in CHOOSING, windowed=variant.windowed, loss=True, about=common)
+    return Call(
+        str(variant),
+        evaluate,
+        tensors,
+        choice=variant.name in CHOOSING,
+        windowed=variant.windowed,
+        loss=True,
+        about=common,
+    )
 
 
 def sums(r: Source) -> Call:
@@ -239,7 +245,10 @@ def sums(r: Source) -> Call:
 def distances(r: Source) -> Call:
     axes = r.random.randint(1, 3)
     mode = r.one_of(DISTANCE_MODES)
-    shape = (*(r.random.randint(0, 3) for _ in range(r.random.randint(0, 2))), *r.spatial(axes, 0.02 if axes > 1 else 0))
+    shape = (
+        *(r.random.randint(0, 3) for _ in range(r.random.randint(0, 2))),
+        *r.spatial(axes, 0.02 if axes > 1 else 0),
+    )
     about: dict[str, Any] = {"mode": mode, "spatial_dims": axes, "dtype": r.one_of((torch.float32, torch.float64))}
     if r.chance(0.5):
         about["spacing"] = tuple(r.one_of((1.0, 0.5, 3.7, 1e-3, 100.0)) for _ in range(axes))
@@ -262,7 +271,9 @@ def distances(r: Source) -> Call:
         steps = [(i - own) * s for i, own, s in zip(found[1], grid, size)]
         return [found[0], torch.stack(steps).square().sum(0)]  # which of the nearest is free
 
-    return Call("distance_transform_edt", evaluate, {"input": x}, (), about["dtype"], about={**about, "indices": indices})
+    return Call(
+        "distance_transform_edt", evaluate, {"input": x}, (), about["dtype"], about={**about, "indices": indices}
+    )
 
 
 def moments(r: Source) -> Call:
@@ -335,7 +346,10 @@ def on_pairs(r: Source) -> Call:
     op, options = r.one_of(
         (
             (erosion.erosion, {"steps": r.one_of((1, 3, 10)), "norm": r.one_of(erosion.NORMS), "alpha": 1.5}),
-            (disk_sums.disk_sums, {"radii": r.one_of(((1,), (2, 5), (3, 12))), "hard": r.one_of(("threshold", "argmax"))}),
+            (
+                disk_sums.disk_sums,
+                {"radii": r.one_of(((1,), (2, 5), (3, 12))), "hard": r.one_of(("threshold", "argmax"))},
+            ),
             (
                 pairwise_hausdorff.pairwise_hausdorff,
                 {"alpha": r.one_of((-1.0, -2.5, -math.inf)), "form": r.one_of(pairwise_hausdorff.FORMS), "eps": 1e-4},
@@ -353,7 +367,9 @@ def on_pairs(r: Source) -> Call:
         (grad,) = torch.autograd.grad((value * factors).sum(), x)
         return [value.detach(), grad]
 
-    return Call(op.__name__, evaluate, tensors, choice=True, loss=True, about={**about, **options, "background": background})
+    return Call(
+        op.__name__, evaluate, tensors, choice=True, loss=True, about={**about, **options, "background": background}
+    )
 
 
 CALLS = (a_loss,) * 6 + (sums, distances, distances, moments, sorted_errors, largest_values, on_pairs)

@@ -75,11 +75,11 @@ Y = X.argmax(1)
 OPS = {
     "pixel_stats": lambda: torch.stack(list(sf.pixel_stats(X, Y).values())),
     **{
-        f"distance_transform_edt-{mode}": lambda mode=mode: torch.stack(
-            sf.distance_transform_edt(Y, mode=mode, return_indices=mode != "nearest_two")
+        f"distance_transform_edt-{mode}": lambda mode=mode: (
+            torch.stack(sf.distance_transform_edt(Y, mode=mode, return_indices=mode != "nearest_two"))
+            if mode == "nearest_two"
+            else sf.distance_transform_edt(Y, mode=mode, return_indices=True)[0]
         )
-        if mode == "nearest_two"
-        else sf.distance_transform_edt(Y, mode=mode, return_indices=True)[0]
         for mode in fuzz.DISTANCE_MODES
     },
     "local_moments": lambda: torch.stack(sf.local_moments(X, X.flip(0))),
@@ -104,7 +104,13 @@ def test_ops_give_the_same_bits(op, threads, deterministic):
 @pytest.mark.parametrize(
     "loss",
     [sf.DiceLoss(), sf.CrossEntropyLoss(reduction="none"), sf.TopKCrossEntropyLoss(), sf.BoundaryLoss()]
-    + [sf.HausdorffERLoss(), sf.LovaszLoss(), sf.SSIMLoss(window=3), sf.CMSSLLoss(window=3), sf.DiceLoss() + sf.TLoss()],
+    + [
+        sf.HausdorffERLoss(),
+        sf.LovaszLoss(),
+        sf.SSIMLoss(window=3),
+        sf.CMSSLLoss(window=3),
+        sf.DiceLoss() + sf.TLoss(),
+    ],
     ids=lambda loss: type(loss).__name__,
 )
 def test_labels_out_of_range(loss, dtype):
@@ -121,7 +127,11 @@ def test_labels_out_of_range(loss, dtype):
 
 def test_a_dtype_that_cannot_hold_the_ignored_label():
     x = torch.randn(1, 3, 6, 7)
-    for dtype, ignore_index, label in ((torch.uint8, -100, 156), (torch.int8, 255, -1), (torch.float16, 2**40, torch.inf)):
+    for dtype, ignore_index, label in (
+        (torch.uint8, -100, 156),
+        (torch.int8, 255, -1),
+        (torch.float16, 2**40, torch.inf),
+    ):
         y = torch.zeros(1, 6, 7).to(dtype)
         y[0, 2, 3] = label
         for kind in (sf.DiceLoss, sf.HausdorffERLoss, sf.BoundaryLoss, sf.TopKCrossEntropyLoss, sf.CMSSLLoss):
@@ -311,7 +321,6 @@ def available_gib() -> float:
             return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 2**20
     except OSError:
         return 0
-
 
 
 @pytest.mark.slow

@@ -941,15 +941,16 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
       const bool all = term.kind == FOCAL_ALL;
       T sum = 0;
       if (term.kind == POWER) {
-        SIMD_SUM(sum)
-        for (int64_t i = 0; i < length; ++i)
-          sum += (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i] * whole[i];
+        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+          const T factor = (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i];
+          sum += factor != T(0) ? factor * whole[i] : T(0) * s.p[i];
+        }
       } else {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
-            const T factor = (all ? T(1) : y[i]) * (mapped ? d[i] : T(1));
-            sum += factor != T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
+            const T factor = (s.weighted ? own[i] : T(1)) * (all ? T(1) : y[i]) * (mapped ? d[i] : T(1));
+            sum += factor != T(0) ? factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
           }
         })
       }

@@ -148,8 +148,10 @@ def check(
     if classes is not None:
         if mode not in MASK_MODES:
             _fail(f"mode={mode!r} looks at all labels at once and takes no classes; got {classes!r}", "classes=None")
-        if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable) or not all(
-            isinstance(c, int) and not isinstance(c, bool) and -(2**63) <= c < 2**63 for c in classes
+        if (
+            isinstance(classes, (str, bytes))
+            or not isinstance(classes, Iterable)
+            or not all(isinstance(c, int) and not isinstance(c, bool) and -(2**63) <= c < 2**63 for c in classes)
         ):
             _fail(f"classes must be a sequence of int of 64 bits; got {classes!r}", "classes=(0, 1, 2)", TypeError)
     if mode == "nearest_two" and return_indices:

@@ -280,25 +280,30 @@ def negative(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight, dtype=torch.bool) if unsigned else weight < 0
 
 
+_PART = 1 << 24  # labels looked at together: as int64 they take 8 bytes each
+
+
 def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     """Says which value broke the rules that a kernel counted as broken. Slow: runs only on the way to an error."""
     if x.weight is not None and bool(negative(x.weight).any()):
         raise ValueError(f"weight_map must be >= 0; got {float(x.weight.min()):g}. Try: weight_map.clamp(min=0)")
-    target = x.target if x.target.dtype.is_floating_point else x.target.to(torch.int64)
-    kept = ~ignored(x.target, g.ignore_index)
-    if x.mask is not None:
-        mask = (
-            x.mask
-            if x.mask.ndim == target.ndim
-            else x.mask.reshape(target.shape)
-            if x.mask.numel() == target.numel()
-            else x.mask[:, None]
-        )
-        kept = kept & (mask != 0).expand_as(target)
+    mask = x.mask
+    if mask is not None and mask.ndim != x.target.ndim:
+        mask = mask.reshape(x.target.shape) if mask.numel() == x.target.numel() else mask[:, None]
     top = g.shape[1] - 1 if g.index_target else 1
-    wrong = kept & ~((target >= 0) & (target <= top) & (target == target.round() if g.index_target else True))
-    where = tuple(int(i) for i in wrong.nonzero()[0])
-    value = x.target[where].item()
+    labels, kept = x.target.reshape(-1), None if mask is None else mask.expand_as(x.target).reshape(-1)
+    at = -1
+    for begin in range(0, labels.numel(), _PART):
+        part = labels[begin : begin + _PART]
+        y = part if part.dtype.is_floating_point else part.to(torch.int64)
+        wrong = ~((y >= 0) & (y <= top) & (y == y.round() if g.index_target else True)) & ~ignored(part, g.ignore_index)
+        if kept is not None:
+            wrong &= kept[begin : begin + _PART] != 0
+        if bool(wrong.any()):
+            at = begin + int(wrong.to(torch.uint8).argmax())
+            break
+    value = labels[at].item()
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), x.target.shape))
     if g.index_target:
         rule = f"class numbers 0 to {top}"
         call = f"ignore_index={value:g}" if isfinite(value) and value == round(value) else "target.long()"
@@ -404,7 +409,10 @@ def sums(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) 
                 "segments.to(torch.int32).contiguous()",
             )
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
-            _fail(f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}", f"groups={int(index.max()) + 1}")
+            _fail(
+                f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}",
+                f"groups={int(index.max()) + 1}",
+            )
     return _PixelStats.apply(x.input, x, g, plan, segments)
 
 
