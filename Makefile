@@ -44,7 +44,7 @@ $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-peers cuda bench lint typecheck wheel readme clean
+.PHONY: help demo test test-peers fuzz sanitize cuda bench lint typecheck wheel readme clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -57,6 +57,17 @@ test: $(VENV)/.package $(VENV)/.list-test $(VENV)/.list-demo $(VENV)/.emulation 
 
 test-peers: $(PEERS_VENV)/.list  ## compare compat, patch and trainers with the libraries, in an environment of its own
 	$(PEERS_VENV)/bin/$(PYTEST) tests/compat tests/integrations tests/test_examples.py $(ARGS)
+
+fuzz: $(VENV)/.package $(VENV)/.list-test  ## random calls against the reference: ARGS="--seed 0 --count 100000"
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
+sanitize: $(VENV)/.list-requires $(VENV)/.list-test  ## run the kernels under gcc's sanitizers: bounds, undefined behaviour, races
+	$(call sanitizer,address,-DSEGFUSE_SANITIZE="address;undefined")
+	for isa in baseline avx2; do SEGFUSE_ISA=$$isa OMP_NUM_THREADS=2 $(call sanitized,address,asan ubsan) \
+	  -m pytest -q -p no:cacheprovider -k "not cuda" tests/ops tests/test_golden.py $(ARGS) || exit 1; done
+	OMP_NUM_THREADS=1 $(call sanitized,address,asan ubsan) tests/fuzz.py --count 5000
+	$(call sanitizer,thread,-DSEGFUSE_SANITIZE=thread)
+	OMP_NUM_THREADS=3 $(call sanitized,thread,tsan) -m pytest -q -p no:cacheprovider tests/test_robustness.py -k same_bits $(ARGS)
 
 cuda: $(VENV)/.list-requires $(VENV)/.list-test  ## compile the CUDA kernels and check what the compiler says of them
 	rm -rf build/cuda
@@ -100,6 +111,19 @@ $(VENV)/.package: $(SOURCES) $(VENV)/.list-requires | $(BIN)/python
 # $(call cmake,SOURCE,BUILD,OPTIONS): configure and build with the tools of .venv.
 cmake = PATH="$$PWD/$(BIN):$$PATH" && cmake -S $(1) -B $(2) -G Ninja -DPython_EXECUTABLE="$$PWD/$(BIN)/python" \
 	  -DCMAKE_PREFIX_PATH="$$($(BIN)/python -m pybind11 --cmakedir)" $(3) >/dev/null && cmake --build $(2)
+
+# $(call sanitizer,NAME,OPTION): the package with an extension built for a sanitizer.
+define sanitizer
+$(call cmake,.,build/sanitize/$(1),-DSEGFUSE_CUDA=OFF -DCMAKE_BUILD_TYPE=None $(2))
+	rm -rf build/sanitize/$(1)/site && mkdir -p build/sanitize/$(1)/site
+	cp -r python/segfuse build/sanitize/$(1)/site/ && rm -f build/sanitize/$(1)/site/segfuse/_c*.so
+	cp build/sanitize/$(1)/_cpp*.so build/sanitize/$(1)/site/segfuse/
+endef
+# $(call sanitized,NAME,LIBRARIES): Python with it. Only the extension is instrumented; memory of tensors is guarded as
+# well, since they come from malloc. Without randomised addresses, which ThreadSanitizer cannot place.
+sanitized = PYTHONPATH=build/sanitize/$(1)/site ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+  UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1:exitcode=66 \
+  LD_PRELOAD="$$(for l in $(2) stdc++; do $(CXX) -print-file-name=lib$$l.so; done | tr '\n' ' ')" setarch -R $(BIN)/python
 
 # The CUDA kernels as C++, for tests without a GPU.
 $(VENV)/.emulation: $(SOURCES) $(wildcard tests/cuda/*) $(VENV)/.list-requires | $(BIN)/python

@@ -123,7 +123,11 @@ CASES: dict[str, Case] = {
     "poisoned_one_hot": Case((2, 3, 16, 17), logits="poisoned", target="hard"),
     "poisoned_binary": _binary(2, 1, 16, 17, logits="poisoned"),
     "poisoned_multilabel": _multilabel(2, 3, 16, 17, logits="poisoned", weight="full"),
+    "infinite_weight": Case((2, 4, 16, 17), logits="infinite", weight="full"),  # some weights are 0
+    "infinite_binary_weight": _binary(2, 1, 16, 17, logits="infinite", target="soft", weight="flat"),
     # probabilities, and one sigmoid per class
+    "probabilities_one_hot": Case((2, 3, 16, 17), from_logits=False, target="hard"),  # one class drops the pixel
+    "probabilities_soft": Case((2, 3, 16, 17), from_logits=False, target="soft", mask="single"),
     "probabilities": Case((2, 3, 16, 17), from_logits=False),
     "probabilities_binary": _binary(2, 1, 16, 17, from_logits=False),
     "probabilities_binary_soft": _binary(2, 1, 16, 17, from_logits=False, target="soft"),

@@ -426,8 +426,9 @@ int64_t read_target(const WindowLoss& op, int64_t n, int64_t c, int64_t z, int64
   int odd = 0;  // targets that need a second look
   if (fraction) {
     SIMD_REDUCE(+ : odd) for (int64_t i = 0; i < count; ++i) {
-      const T t = (label[i] >= T(0)) & (label[i] <= top) ? label[i] : T(-1);
-      odd += (t != label[i]) | (t != static_cast<T>(static_cast<int32_t>(t)));
+      const bool in = (label[i] >= T(0)) & (label[i] <= top);
+      const T t = in ? label[i] : T(0);
+      odd += (!in) | (t != static_cast<T>(static_cast<int32_t>(t)));
     }
   } else {
     SIMD_REDUCE(+ : odd) for (int64_t i = 0; i < count; ++i) odd += !((label[i] >= T(0)) & (label[i] <= top));

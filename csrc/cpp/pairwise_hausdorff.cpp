@@ -37,9 +37,9 @@ class Plane {
     double u = 0, mass = op_.eps;
     for (int64_t i = 0; i < slabs_.count; ++i) u += partial_[2 * i], mass += partial_[2 * i + 1];
     const double points = find_points(n, c);
-    if (!(u > 0) || !(points > 0)) {
+    if (u <= 0 || points <= 0) {  // a NaN goes on
       clear_gradient(n, c);
-      return u > 0 ? d_max_ : 0;
+      return u > 0 ? d_max_ : u;
     }
     const PairwiseGroup group{n,      c,       points_.data(), static_cast<int64_t>(points_.size()),
                               d_max_, op_.eps, op_.exponent};

@@ -518,10 +518,10 @@ int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, i
       if (kind == FOCAL || all) {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD for (int64_t i = 0; i < length; ++i) {
-            const T one = pos * (all ? T(1) : y[i]), zero = neg * (all ? T(1) : T(1) - y[i]);
+            const T far = mapped ? d[i] : T(1);
+            const T one = pos * far * (all ? T(1) : y[i]), zero = neg * far * (all ? T(1) : T(1) - y[i]);
             const T f_one = one * focal<E>(r[i], lp[i], lr[i], a), f_zero = zero * focal<E>(p[i], lr[i], lp[i], a);
-            out[i] +=
-                ((one != T(0) ? f_one : T(0) * p[i]) + (zero != T(0) ? f_zero : T(0) * p[i])) * (mapped ? d[i] : T(1));
+            out[i] += (one != T(0) ? f_one : T(0) * p[i]) + (zero != T(0) ? f_zero : T(0) * p[i]);
           }
         })
         continue;
@@ -531,11 +531,12 @@ int64_t element_map(const PixelStats& op, int64_t n, int64_t c, int64_t begin, i
         const T l = (y[i] > T(0) ? one : T(0)) + (y[i] < T(1) ? zero : T(0));
         const T q = power(T(1) - p[i], a) * p[i];
         const T f = kind == POWER ? pow_(l, a) : (kind == DSC ? q : T(1) - (T(2) * q * y[i] + b) / (q + y[i] + b));
-        out[i] += (pos * y[i] + neg * (T(1) - y[i])) * f * (mapped ? d[i] : T(1));
+        const T k = (pos * y[i] + neg * (T(1) - y[i])) * (mapped ? d[i] : T(1));
+        out[i] += k != T(0) ? k * f : T(0) * p[i];
       }
     }
-    if (tile.weighted) {
-      SIMD for (int64_t i = 0; i < length; ++i) out[i] *= u[i];
+    if (tile.weighted) {  // a weight of 0 leaves out even an infinite value
+      SIMD for (int64_t i = 0; i < length; ++i) out[i] = u[i] != T(0) ? out[i] * u[i] : T(0) * p[i];
     }
     store(op, op.output, n, c, begin, length, out);
   }
@@ -838,10 +839,13 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
     if (k < 0) return;
     if (!s.weighted) return scatter(k, [=](int64_t i) { return value[i]; });
     T* product = s.g;
+    const T* p = s.p;  // where the weight is 0 an infinite value is left out, and NaN is not
+    const bool known = s.probabilities;
+    auto weigh = [=](T w, int64_t i) { return w != T(0) ? value[i] * w : known ? T(0) * p[i] : T(0); };
     if (s.class_weighted) {
-      for (int64_t i = 0; i < length; ++i) product[i] = value[i] * s.u_class[index[i] * s.tile + i];
+      for (int64_t i = 0; i < length; ++i) product[i] = weigh(s.u_class[index[i] * s.tile + i], i);
     } else {
-      SIMD for (int64_t i = 0; i < length; ++i) product[i] = value[i] * u[i];
+      SIMD for (int64_t i = 0; i < length; ++i) product[i] = weigh(u[i], i);
     }
     scatter(k, [=](int64_t i) { return product[i]; });
   };
@@ -937,15 +941,16 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
       const bool all = term.kind == FOCAL_ALL;
       T sum = 0;
       if (term.kind == POWER) {
-        SIMD_SUM(sum)
-        for (int64_t i = 0; i < length; ++i)
-          sum += (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i] * whole[i];
+        SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
+          const T factor = (s.weighted ? own[i] : T(1)) * (mapped ? d[i] : T(1)) * y[i];
+          sum += factor != T(0) ? factor * whole[i] : T(0) * s.p[i];
+        }
       } else {
         SEGFUSE_WITH_EXPONENT(term.a, {
           SIMD_SUM(sum) for (int64_t i = 0; i < length; ++i) {
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL);
-            const T factor = (all ? T(1) : y[i]) * (mapped ? d[i] : T(1));
-            sum += factor != T(0) ? (s.weighted ? own[i] : T(1)) * factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
+            const T factor = (s.weighted ? own[i] : T(1)) * (all ? T(1) : y[i]) * (mapped ? d[i] : T(1));
+            sum += factor != T(0) ? factor * focal<E>(v.q, v.l, v.lq, a) : T(0) * v.p;
           }
         })
       }
@@ -1186,7 +1191,8 @@ int64_t softmax_map(const PixelStats& op, int64_t n, int64_t, int64_t begin, int
             const ClassPixel<T> v = class_pixel(s, c, i, E == GENERAL && term.kind != POWER);
             const T l = own_class ? s.l[i] : v.l;
             const T f = term.kind == POWER ? whole[i] : focal<E>(v.q, l, v.lq, a);
-            out[i] += factor * scale != T(0) ? (s.weighted ? own[i] : T(1)) * factor * scale * f : T(0) * v.p;
+            const T k = (s.weighted ? own[i] : T(1)) * factor * scale;
+            out[i] += k != T(0) ? k * f : T(0) * v.p;
           }
         })
       }

@@ -31,7 +31,7 @@ struct Total {
   int64_t count;   // of points
   double mean;     // over the points of M_t
   double shift;    // what the denominator adds to the derivative of every pixel, per u
-  __device__ bool empty() const { return !(u > 0) || !(weights > 0); }
+  __device__ bool empty() const { return u <= 0 || weights <= 0; }  // a NaN goes on
 };
 
 // A call with everything in the workspace.
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(PAIR_THREADS) finish(const __grid_constant__ C
   const double near = combine_runs<Add>(call.partial + g * runs, runs, 1);
   if (threadIdx.x != 0) return;
   if (all.empty()) {
-    losses[g] = all.u > 0 ? call.d_max : 0;
+    losses[g] = all.u > 0 ? call.d_max : all.u;
     all.shift = 0;
     return;
   }

@@ -132,7 +132,9 @@ def patch(peer: str, *, only: Iterable[str] | None = None, exclude: Iterable[str
     left_out = set(exclude or ())
     unknown = sorted({*chosen, *left_out} - set(known.names))
     if unknown:
-        raise ValueError(f"patch({peer!r}) knows no {', '.join(unknown)}; it knows {', '.join(known.names)}")
+        raise ValueError(
+            f"patch({peer!r}) knows no {', '.join(unknown)}; it knows {', '.join(known.names)}. Try: patch({peer!r})"
+        )
     modules = [importlib.import_module(name) for name in known.modules]
     _check_version(peer, known)
     ours = importlib.import_module(f"segfuse.compat.{peer}")

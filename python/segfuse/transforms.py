@@ -154,7 +154,9 @@ class UNetWeightMap(_Map):
         **common: Any,
     ) -> None:
         if common.get("num_classes") is not None:
-            raise ValueError("the U-Net weight map is made of one mask. Try: num_classes=None")
+            raise ValueError(
+                f"the U-Net weight map is made of one mask; got num_classes={common['num_classes']!r}. Try: num_classes=None"
+            )
         super().__init__(keys, **common)
         self.instances = bool(instances)
         self.w0, self.sigma, self.only_background = float(w0), float(sigma), bool(only_background)

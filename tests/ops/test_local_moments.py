@@ -37,6 +37,7 @@ CASES = {  # shape, settings
     "several_boxes_3d": ((1, 1, 70, 40, 9), {"window": 7}),
     "empty_batch": ((0, 2, 5, 6), {"window": 3}),
     "no_pixels": ((2, 1, 0, 6), {"window": 3}),
+    "no_pixels_valid": ((2, 1, 0, 6), {"window": 5, "padding": "valid"}),
 }
 backends = pytest.mark.parametrize("backend", available("local_moments"))
 

@@ -75,7 +75,7 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: unknown name.
     """
     if name not in NAMES:
-        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}")
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}; got {name!r}. Try: use_backend('cpp')")
     token = _forced.set(name)
     try:
         yield
@@ -101,7 +101,10 @@ def pick(op: str, input: Tensor) -> ModuleType:
         if module is not None and reason is None:
             return module
         reasons.append(f"{name}: {reason}")
-    raise RuntimeError(f"no backend runs {op} on {input.dtype} tensors on {input.device}; " + "; ".join(reasons))
+    raise RuntimeError(
+        f"no backend runs {op} on {input.dtype} tensors on {input.device}; {'; '.join(reasons)}. "
+        f"Try: {'without use_backend and SEGFUSE_BACKEND' if demanded else 'input.cpu()'}"
+    )
 
 
 @cache

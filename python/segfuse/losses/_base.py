@@ -110,10 +110,13 @@ def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
     if isinstance(value, str):
         known = "".join(f" or be {word!r}" for word in words)
         raise ValueError(f"{name} must hold one number per class{known}; got {value!r}. Try: {name}=[1.0, 2.0, ...]")
-    values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    try:
+        values = tuple(float(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    except (TypeError, ValueError):
+        values = None
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
         raise ValueError(
-            f"{name} must hold numbers >= 0, not all 0, one per class; got {values}. Try: {name}=[1.0, 2.0, ...]"
+            f"{name} must hold numbers >= 0, not all 0, one per class; got {value if values is None else values!r}. Try: {name}=[1.0, 2.0, ...]"
         )
     return values
 
@@ -331,7 +334,7 @@ class Loss(Scriptable, nn.Module):
         x, g = self.check(input, target, weight_map, mask, distance_map)
         call = Call(x, g, self.formula_for(g), self.measurer)
         x = self._measured(x, call)
-        if key is not None:
+        if key is not None and x.mask is None:
             if len(self._calls) >= 64:
                 self._calls.clear()
             self._calls[key] = call

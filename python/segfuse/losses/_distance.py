@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, PixelStats, ratio, where
-from ..ops.pixel_stats import Geometry, Tensors, may_look
+from ..ops.pixel_stats import Geometry, Tensors, ignored, may_look
 from ._base import Loss, Options, UnbackedOptions, number, one_of
 from .cross_entropy import CrossEntropyLoss
 
@@ -59,7 +59,7 @@ def dtype(x: Tensors) -> torch.dtype:
 def valid(x: Tensors, g: Geometry) -> Tensor:
     """Where a pixel counts: bool ``(N, 1 or C, *spatial)``."""
     labels = x.target.reshape(g.shape[0], 1 if g.index_target else g.shape[1], *g.spatial)
-    kept = labels != g.ignore_index
+    kept = ~ignored(labels, g.ignore_index)
     if g.exclusive and not g.index_target:
         kept = kept.all(1, keepdim=True)
     if x.mask is None:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from ..ops import top_k as op
 from ..ops.formula import Array, Call, PixelStats, coefficients, never_ignored, ratio, where
-from ..ops.pixel_stats import Geometry, Tensors
+from ..ops.pixel_stats import Geometry, Tensors, ignored
 from ._base import PixelLoss, PixelOptions, UnweightedPixelOptions, loss_map, number, one_of
 
 __all__ = ["BalancedCrossEntropyLoss", "CrossEntropyLoss", "TopKCrossEntropyLoss"]
@@ -158,7 +158,7 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
 def _kept(x: Tensors, g: Geometry) -> Tensor:
     """Where the loss map has a valid pixel."""
     dense = g.exclusive and not g.index_target
-    kept = x.target != g.ignore_index
+    kept = ~ignored(x.target, g.ignore_index)
     kept = (
         kept.all(1)
         if dense

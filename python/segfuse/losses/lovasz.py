@@ -54,7 +54,7 @@ class LovaszLoss(Loss):
 
     @classes.setter
     def classes(self, value: Classes) -> None:
-        self._classes: Classes = value if isinstance(value, str) else tuple(value)
+        self._classes: Classes = tuple(value) if isinstance(value, list | range) else value
         op.check_classes(self._classes)
 
     def check(

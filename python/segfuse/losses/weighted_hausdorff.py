@@ -68,11 +68,11 @@ class WeightedHausdorffLoss(HardLoss):
     def forward(
         self, input: Tensor, target: Tensor | Sequence[Tensor], *, return_terms: bool = False, **call: Any
     ) -> Any:
-        points = None if isinstance(target, Tensor) else target
+        points = target if isinstance(target, list | tuple) else None
         if points is not None and (self.mode == "multiclass" or (self.mode == "auto" and input.shape[1] > 1)):
             raise ValueError(
                 f"points belong to one channel; got input {tuple(input.shape)}. "
                 "Try: mode='multilabel' with points for every channel of every image, or a target of class numbers"
             )
-        mask_of_points = target if isinstance(target, Tensor) else torch.zeros_like(input, dtype=torch.uint8)
-        return self.run(input, mask_of_points, return_terms=return_terms, points=points, **call)
+        mask: Any = target if points is None else torch.zeros_like(input, dtype=torch.uint8)
+        return self.run(input, mask, return_terms=return_terms, points=points, **call)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pixel_stats import Geometry, Tensors, may_look, raise_invalid
+from .pixel_stats import Geometry, Tensors, ignored, may_look, negative, raise_invalid
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,51 @@ def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> Ha
             f"input must have 1 to 3 spatial axes for a loss of distances; got shape {g.shape}. "
             "Try: input.flatten(4), if axes 2 and 3 are neighbours in space"
         )
-    code, ignored, broken = _code(x, g)
-    weight = None if x.weight is None else _channel_axis(x.weight, g)
-    if weight is not None and may_look(weight):
-        if bool((weight < 0).any()):
-            raise_invalid(x, g)
-    elif weight is not None:
-        broken = weight < 0 if broken is None else broken | (weight < 0)
-        weight = weight.abs()  # a pixel of no weight would not be seen
+    code, gone, broken = _code(x, g)
     z = x.input.reshape(g.shape).contiguous()
     if z.dtype != torch.float64:
         z = z.float()
-    if ignored is not None:
-        z = torch.where(ignored, 0, z)
+    weight = None if x.weight is None else _channel_axis(x.weight, g)
+    if weight is not None and may_look(weight):
+        if bool(negative(weight).any()):
+            raise_invalid(x, g)
+    elif weight is not None:
+        broken = negative(weight) if broken is None else broken | negative(weight)
+        weight = weight.to(z.dtype).abs()  # a pixel of no weight would not be seen
+    if gone is not None:
+        z = torch.where(gone, 0, z)
     if broken is not None:
         z = torch.where(broken, torch.nan, z)
-    p = torch.softmax(z, 1) if g.activation == "softmax" else torch.sigmoid(z) if g.activation == "sigmoid" else z
+    p = z if g.activation == "identity" else _Activation.apply(z, g.activation == "softmax")
     p = p.contiguous()  # where() may have taken the strides of the mask
     if weight is not None:
         weight = weight.to(p.dtype).contiguous()
     first = 1 if not include_background and g.shape[1] > 1 else 0
-    return HardPair(p, code, weight, g.index_target or g.exclusive, ignored is not None, first)
+    return HardPair(p, code, weight, g.index_target or g.exclusive, gone is not None, first)
+
+
+class _Activation(torch.autograd.Function):
+    """Softmax over the classes, or a sigmoid. The last bits of PyTorch's own depend on the number of threads: where the
+    share of a thread ends it takes another path."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, softmax: bool) -> Tensor:
+        if z.is_cuda:
+            p = torch.softmax(z, 1) if softmax else torch.sigmoid(z)
+        elif softmax:
+            e = (z - z.amax(1, keepdim=True)).exp_()
+            p = e.div_(e.sum(1, keepdim=True))
+        else:
+            p = z.neg().exp_().add_(1).reciprocal_()
+        ctx.softmax = softmax
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (p,) = ctx.saved_tensors
+        g = grads[0] * p
+        return g - p * (g.sum(1, keepdim=True) if ctx.softmax else g), None
 
 
 def _channel_axis(x: Tensor, g: Geometry) -> Tensor:
@@ -116,30 +140,30 @@ def _code(x: Tensors, g: Geometry) -> tuple[Tensor, Tensor | None, Tensor | None
         low, high = labels.aminmax()
         if x.mask is None and low >= 0 and high <= top and not 0 <= g.ignore_index <= top:
             return labels.contiguous().to(torch.int16), None, None
-    ignored = labels == g.ignore_index
+    gone = ignored(labels, g.ignore_index)
     if x.mask is not None:
-        ignored = ignored | (_channel_axis(x.mask, g) == 0)
+        gone = gone | (_channel_axis(x.mask, g) == 0)
     fits = (labels >= 0) & (labels <= top)
     if look:
-        if bool((~ignored & ~fits).any()):
+        if bool((~gone & ~fits).any()):
             raise_invalid(x, g)
-        return labels.masked_fill(ignored, -1).contiguous().to(torch.int16), ignored, None
+        return labels.masked_fill(gone, -1).contiguous().to(torch.int16), gone, None
     if labels.dtype.is_floating_point:
         fits = fits & (labels == labels.round())
-    broken = ~ignored & (~fits if wrong is None else ~fits | wrong)
-    return labels.masked_fill(broken, 0).masked_fill(ignored, -1).contiguous().to(torch.int16), ignored, broken
+    broken = ~gone & (~fits if wrong is None else ~fits | wrong)
+    return labels.masked_fill(broken, 0).masked_fill(gone, -1).contiguous().to(torch.int16), gone, broken
 
 
 def _classes(hot: Tensor, g: Geometry, look: bool) -> tuple[Tensor, Tensor]:
     """Class numbers ``(N, 1, *spatial)`` of a one-hot target, and where it is none; raises if it may look."""
-    ignored = (hot == g.ignore_index).any(1, keepdim=True)
+    gone = ignored(hot, g.ignore_index).any(1, keepdim=True)
     one = hot == 1
-    wrong = ~ignored & ((one.sum(1, keepdim=True) != 1) | ~(one | (hot == 0)).all(1, keepdim=True))
+    wrong = ~gone & ((one.sum(1, keepdim=True) != 1) | ~(one | (hot == 0)).all(1, keepdim=True))
     if look and bool(wrong.any()):
         values = hot.movedim(1, -1)[wrong[:, 0]]
         _refuse_soft(values[(values != 0) & (values != 1)], g)
-        _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel, but as many as ")
-    return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(ignored, g.ignore_index), wrong
+        _refuse_soft(values.to(torch.float32).sum(-1), g, "one class per pixel; got a sum over classes of ")
+    return one.to(torch.uint8).argmax(1, keepdim=True).masked_fill(gone, g.ignore_index), wrong
 
 
 def _refuse_soft(found: Tensor, g: Geometry, what: str = "0 or 1 everywhere; got ") -> None:

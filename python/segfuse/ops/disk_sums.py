@@ -54,7 +54,9 @@ def disk_sums(
             "Try: radii=(3, 6, 9, 12, 15, 18)"
         )
     if hard == "argmax" and not pair.index:
-        raise ValueError("hard='argmax' needs classes that exclude each other. Try: hard='threshold'")
+        raise ValueError(
+            "hard='argmax' needs classes that exclude each other; got one mask per channel. Try: hard='threshold'"
+        )
     from ..backends.reference import disk_sums as reference
 
     predicted = pair.p.detach().argmax(1, keepdim=True).to(torch.int16) if hard == "argmax" else None

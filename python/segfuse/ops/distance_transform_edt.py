@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, Literal, NoReturn, overload
@@ -144,17 +144,19 @@ def check(
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
         _fail(f"threshold must be a number; got {threshold!r}", "threshold=0.5", TypeError)
     if threshold is not None and threshold != threshold:
-        _fail("threshold must not be NaN", "threshold=0.5")
+        _fail("threshold must be a number; got nan", "threshold=0.5")
 
     if classes is not None:
         if mode not in MASK_MODES:
             _fail(f"mode={mode!r} looks at all labels at once and takes no classes; got {classes!r}", "classes=None")
-        if isinstance(classes, (str, bytes)) or not all(
-            isinstance(c, int) and not isinstance(c, bool) and -(2**63) <= c < 2**63 for c in classes
+        if (
+            isinstance(classes, (str, bytes))
+            or not isinstance(classes, Iterable)
+            or not all(isinstance(c, int) and not isinstance(c, bool) and -(2**63) <= c < 2**63 for c in classes)
         ):
-            _fail(f"classes must be a sequence of int; got {classes!r}", "classes=(0, 1, 2)", TypeError)
+            _fail(f"classes must be a sequence of int of 64 bits; got {classes!r}", "classes=(0, 1, 2)", TypeError)
     if mode == "nearest_two" and return_indices:
-        _fail("mode='nearest_two' returns no indices", "return_indices=False")
+        _fail("mode='nearest_two' returns no indices; got return_indices=True", "return_indices=False")
 
     request = Request(
         spatial=spatial_dims,

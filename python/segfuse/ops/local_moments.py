@@ -98,7 +98,9 @@ def _per_axis(name: str, value: Any, axes: int) -> tuple[Any, ...]:
     if not isinstance(value, tuple):
         return (value,) * axes
     if len(value) != axes:
-        _fail(f"{name} must be one number or one per spatial axis ({axes}); got {value!r}", f"{name}={value[:1]}[0]")
+        _fail(
+            f"{name} must be one number or one per spatial axis ({axes}); got {value!r}", f"{name}={(value or (1,))[0]}"
+        )
     return value
 
 

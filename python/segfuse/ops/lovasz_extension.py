@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._traced import traceable_function
 from ..backends import pick
-from .pixel_stats import Geometry, Mode, Tensors, check, raise_invalid
+from .pixel_stats import Geometry, Mode, Tensors, check, ignored, raise_invalid
 
 Classes = Literal["present", "all"] | Sequence[int]
 MAX_OFFSET = 2**32  # a sorted pixel holds its place in 32 bits
@@ -39,7 +39,8 @@ def check_classes(classes: Classes) -> None:
     """
     if classes in ("present", "all"):
         return
-    if isinstance(classes, str) or not classes or any(isinstance(c, bool) or not isinstance(c, int) for c in classes):
+    numbers = classes if isinstance(classes, list | tuple | range) else ()
+    if not numbers or any(isinstance(c, bool) or not isinstance(c, int) for c in numbers):
         raise ValueError(
             f"classes must be 'present', 'all' or a list of class numbers; got {classes!r}. Try: classes='present'"
         )
@@ -85,7 +86,7 @@ def classes_at_a_time(classes: int, how: Problems) -> int:
 def raise_target(x: Tensors, g: Geometry) -> None:
     """Says which target is not hard. Slow: runs only on the way to an error."""
     if not g.index_target and x.target.dtype.is_floating_point:
-        soft = (x.target > 0) & (x.target < 1) & (x.target != g.ignore_index)
+        soft = (x.target > 0) & (x.target < 1) & ~ignored(x.target, g.ignore_index)
         if bool(soft.any()):
             where = tuple(int(i) for i in soft.nonzero()[0])
             raise ValueError(

@@ -176,6 +176,8 @@ def check(
             raise TypeError(
                 f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
             )
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:
+        raise TypeError(f"ignore_index must be an int of 64 bits; got {ignore_index!r}. Try: ignore_index=-100")
     if mode not in MODES:
         _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
@@ -232,6 +234,10 @@ def check(
             _fail(f"{name} carries a gradient, which is not computed", f"{name}.detach()")
 
     exclusive = mode == "multiclass" and not one_vs_rest
+    if exclusive and not from_logits and not index_target and _holds(target.dtype, ignore_index):
+        # One ignored class drops the pixel. Kernels look at the classes of a pixel together for a softmax alone.
+        kept = ~ignored(target, ignore_index).any(1)
+        mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
     activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
     map_shape = flat if exclusive else tuple(input.shape)
     tensors = Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map)))
@@ -252,25 +258,52 @@ def may_look(x: Tensor) -> bool:
     return DEBUG or not x.is_cuda
 
 
+def _holds(dtype: torch.dtype, label: int) -> bool:
+    if dtype == torch.bool:
+        return label in (0, 1)
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        return abs(label) <= info.max and (label == 0 or abs(label) // (label & -label) < 2 / info.eps)
+    return torch.iinfo(dtype).min <= label <= torch.iinfo(dtype).max
+
+
+def ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Where a target has a label. Nowhere if its dtype cannot hold it: a byte of 156 equals -100 for PyTorch."""
+    if _holds(target.dtype, ignore_index):
+        return target == ignore_index
+    return torch.zeros_like(target, dtype=torch.bool)
+
+
+def negative(weight: Tensor) -> Tensor:
+    """Where a weight is below 0. PyTorch cannot compare its unsigned integers of more than one byte."""
+    unsigned = weight.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return torch.zeros_like(weight, dtype=torch.bool) if unsigned else weight < 0
+
+
+_PART = 1 << 24  # labels looked at together: as int64 they take 8 bytes each
+
+
 def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
     """Says which value broke the rules that a kernel counted as broken. Slow: runs only on the way to an error."""
-    if x.weight is not None and bool((x.weight < 0).any()):
+    if x.weight is not None and bool(negative(x.weight).any()):
         raise ValueError(f"weight_map must be >= 0; got {float(x.weight.min()):g}. Try: weight_map.clamp(min=0)")
-    target = x.target if x.target.dtype.is_floating_point else x.target.to(torch.int64)
-    kept = target != g.ignore_index
-    if x.mask is not None:
-        mask = (
-            x.mask
-            if x.mask.ndim == target.ndim
-            else x.mask.reshape(target.shape)
-            if x.mask.numel() == target.numel()
-            else x.mask[:, None]
-        )
-        kept = kept & (mask != 0).expand_as(target)
+    mask = x.mask
+    if mask is not None and mask.ndim != x.target.ndim:
+        mask = mask.reshape(x.target.shape) if mask.numel() == x.target.numel() else mask[:, None]
     top = g.shape[1] - 1 if g.index_target else 1
-    wrong = kept & ~((target >= 0) & (target <= top) & (target == target.round() if g.index_target else True))
-    where = tuple(int(i) for i in wrong.nonzero()[0])
-    value = target[where].item()
+    labels, kept = x.target.reshape(-1), None if mask is None else mask.expand_as(x.target).reshape(-1)
+    at = -1
+    for begin in range(0, labels.numel(), _PART):
+        part = labels[begin : begin + _PART]
+        y = part if part.dtype.is_floating_point else part.to(torch.int64)
+        wrong = ~((y >= 0) & (y <= top) & (y == y.round() if g.index_target else True)) & ~ignored(part, g.ignore_index)
+        if kept is not None:
+            wrong &= kept[begin : begin + _PART] != 0
+        if bool(wrong.any()):
+            at = begin + int(wrong.to(torch.uint8).argmax())
+            break
+    value = labels[at].item()
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), x.target.shape))
     if g.index_target:
         rule = f"class numbers 0 to {top}"
         call = f"ignore_index={value:g}" if isfinite(value) and value == round(value) else "target.long()"
@@ -376,7 +409,10 @@ def sums(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) 
                 "segments.to(torch.int32).contiguous()",
             )
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
-            _fail(f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}", "groups=...")
+            _fail(
+                f"segments must be 0 to {groups - 1}; got {int(index.min())} to {int(index.max())}",
+                f"groups={int(index.max()) + 1}",
+            )
     return _PixelStats.apply(x.input, x, g, plan, segments)
 
 
@@ -417,8 +453,8 @@ def pixel_stats(
 
     Source: the sums of Milletari et al. 2016 (arXiv 1606.04797) and Salehi et al. 2017 (arXiv 1706.05721).
     """
-    unknown = [name for name in wanted if name not in MOMENTS]
-    if unknown or isinstance(wanted, str):
+    names = not isinstance(wanted, str) and isinstance(wanted, Iterable)
+    if not names or any(name not in MOMENTS for name in wanted):
         _fail(
             f"wanted must be a sequence of names from {', '.join(MOMENTS)}; got {wanted!r}",
             'wanted=("tp", "pred", "true")',

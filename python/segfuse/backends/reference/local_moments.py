@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops.local_moments import Window
+from .._layout import moments_shape
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
@@ -56,6 +57,9 @@ def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
     if b is not None:
         b = b if b.dtype == torch.float64 else b.float()
         rows = (*rows, b, torch.zeros_like(b), torch.zeros_like(a))
+    if a.numel() == 0:
+        nothing = a.sum() if b is None else a.sum() + b.sum()
+        return tuple(nothing + row.new_zeros(moments_shape(a, window)) for row in rows)
     for axis, weights in reversed(list(enumerate(window.weights))):
         rows = _along(rows, axis + 2, weights, window.valid)
     return rows

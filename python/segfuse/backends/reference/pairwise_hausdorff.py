@@ -31,10 +31,11 @@ def losses(pair: HardPair, *, alpha: float, eps: float, form: str, points: tuple
         else:
             t = points[group].to(q.device, q.dtype)
             share = torch.ones(len(t), dtype=q.dtype, device=q.device)
-        if weight.sum() == 0 or len(t) == 0:
-            found.append((0 * q[weight > 0]).nansum() + (d_max if weight.sum() > 0 else 0.0))
+        total = weight.sum()
+        if total == 0 or len(t) == 0:
+            found.append((0 * q[weight != 0]).nansum() + (d_max if total > 0 else total))
             continue
-        q, x, weight = q[weight > 0], pixels[weight > 0], weight[weight > 0]
+        q, x, weight = q[weight != 0], pixels[weight != 0], weight[weight != 0]
         d = (x[:, None] - t[None]).square().sum(2).sqrt()  # (S, T)
         mean = (
             _generalized_mean(q, d, weight, d_max, alpha, eps) if form != "power_min" else _power_min(q, d, d_max, eps)

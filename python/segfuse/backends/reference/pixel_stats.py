@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ...ops.pixel_stats import Geometry, Plan, Row, Segments, Tensors, Term
+from ...ops.pixel_stats import Geometry, Plan, Row, Segments, Tensors, Term, ignored, negative
 
 CLAMP = 1e-7  # probabilities enter a logarithm no smaller than this
 BIG = 1e30  # stands in for an infinite loss where it meets a factor 0
@@ -53,7 +53,7 @@ def pixels(x: Tensors, g: Geometry) -> Pixels:
     z = z if z.dtype == torch.float64 else z.float()
     labels = x.target.reshape(N, 1 if g.index_target else C, S)
     labels = labels if labels.dtype.is_floating_point else labels.to(torch.int64)
-    kept = labels != g.ignore_index
+    kept = ~ignored(x.target, g.ignore_index).reshape(labels.shape)
     if g.exclusive and not g.index_target:
         kept = kept.all(1, keepdim=True).expand_as(kept)
     if x.mask is not None:
@@ -63,7 +63,7 @@ def pixels(x: Tensors, g: Geometry) -> Pixels:
         fits = fits & (labels == labels.round())
     broken = (kept & ~fits).sum()
     if x.weight is not None:
-        broken = broken + (x.weight < 0).sum()
+        broken = broken + negative(x.weight).sum()
     m = (kept & fits).expand(N, C, S)
     if g.index_target:
         y = labels == torch.arange(C, device=z.device).reshape(1, C, 1).to(labels.dtype)
