@@ -3,9 +3,10 @@
     make fuzz ARGS="--count 100000 --seed 0"
 
 Call number i is made from the seed + i alone, so ``--seed 1234 --count 1 --show`` repeats one. Shapes have 0 to 9
-pixels along each axis (rarely many), tensors any strides and offset, labels any dtype and any value, logits may be infinite or
-NaN. Either every backend gives the value and gradient of the float64 reference within the shared tolerance, or all
-raise the same error. Memory around the tensors is guarded where AddressSanitizer is loaded (``make sanitize``).
+pixels along each axis (rarely many), tensors any strides and offset, labels any dtype and any value, logits may be
+infinite or NaN. Either every backend gives the value and gradient of the float64 reference within the shared
+tolerance, or all raise the same error. Memory around the tensors is guarded where AddressSanitizer is loaded
+(``make sanitize``).
 """
 
 from __future__ import annotations
