@@ -2,10 +2,11 @@
 
     make fuzz ARGS="--count 100000 --seed 0"
 
-Call number i is made from the seed + i alone, so ``--seed 1234 --count 1 --show`` repeats one. Shapes have 0 to 9 pixels
-along each axis (rarely many), tensors any strides and offset, labels any dtype and any value, logits may be infinite or
-NaN. Either every backend gives the value and gradient of the float64 reference within the shared tolerance, or all
-raise the same error. Memory around the tensors is guarded where AddressSanitizer is loaded (``make sanitize``).
+Call number i is made from the seed + i alone, so ``--seed 1234 --count 1 --show`` repeats one. Shapes have 0 to 9
+pixels along each axis (rarely many), tensors any strides and offset, labels any dtype and any value, logits may be
+infinite or NaN. Either every backend gives the value and gradient of the float64 reference within the shared
+tolerance, or all raise the same error. Memory around the tensors is guarded where AddressSanitizer is loaded
+(``make sanitize``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 import segfuse as sf
-from all_losses import CHANNELS, MODES, SIGMOID, VARIANTS, Variant
+from all_losses import CHANNELS, MODES, VARIANTS, Variant
 from cases import LABELS, LAYOUTS, holds, lay_out
 from compare import FLOOR, largest, max_diff
 from segfuse.backends import available, use_backend
@@ -37,7 +38,7 @@ from segfuse.ops.distance_transform_edt import MODES as DISTANCE_MODES
 from segfuse.ops.distance_transform_edt import distance_transform_edt
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
-#: Times what ``compare.within_rounding`` allows: among 10^5 calls rounding is lucky on the one side, unlucky on the other.
+#: Times what ``compare.within_rounding`` allows: in 10^5 calls rounding is lucky on one side and unlucky on the other.
 SLACK = 20
 
 Results = Sequence[Tensor]

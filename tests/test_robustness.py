@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import subprocess
 import sys
@@ -39,7 +38,7 @@ def python(code: str, timeout: float = 120) -> str:
 
 def test_random_calls():
     """See fuzz.py, which makes as many as one likes."""
-    wrong = fuzz.run(0, 800)
+    wrong = fuzz.run(0, 700)
     assert not wrong, "\n".join(wrong)
 
 
@@ -121,7 +120,7 @@ def test_labels_out_of_range(loss, dtype):
     for v in wrong:
         y = torch.zeros(1, 6, 7).to(dtype)
         y[0, 2, 3] = v
-        with pytest.raises(ValueError, match="-?[0-9]+"):
+        with pytest.raises(ValueError, match=r"got|class numbers|0 or 1"):
             loss(x, y)
 
 
@@ -214,15 +213,16 @@ def size():
     return int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
 x, y = problem("multiclass", (150, 150), torch.float32)
 small = [t[..., :30, :30].contiguous() for t in (x, y)]
+slow = ("WeightedHausdorffLoss", "HausdorffCVLoss", "HausdorffERLoss", "BlobLoss", "ShapeAwareLoss")
 failed = works = 0
 for name, variant in FIRST.items():
     if "multiclass" not in variant.modes:
         continue
     loss = variant(mode="multiclass")
-    a, b = small if name in ("WeightedHausdorffLoss", "HausdorffCVLoss", "HausdorffERLoss", "BlobLoss", "ShapeAwareLoss") else (x, y)
+    a, b = small if name in slow else (x, y)
     a = a.clone().requires_grad_()
     expected = torch.autograd.grad(loss(a, b), a)[0]  # also starts the threads
-    for room in (0, 1, 3, 8):
+    for room in (0, 1, 4):
         gc.collect()
         resource.setrlimit(resource.RLIMIT_AS, (size() + room * 2**18, -1))
         try:
@@ -358,11 +358,13 @@ class TestMoreThan31Bits:
         assert x.grad[0, 0, -1].eq(0.5).all() and x.grad[0, 0, 0].eq(0.5).all()
 
     def test_transform(self):
-        y = torch.ones(1, self.H, self.W, dtype=torch.uint8)
-        y[0, -1, -1] = 0
+        y = torch.ones(540, 2000, 2000, dtype=torch.uint8)
+        assert y.numel() > 2**31
+        y[-1, -1, -1] = 0
         d = sf.distance_transform_edt(y)
-        assert d[0, -1, -1] == 0 and d[0, -1, -4] == 3 and d[0, -5, -4] == 5
-        assert abs(d[0, 0, 0].item() / ((self.H - 1) ** 2 + (self.W - 1) ** 2) ** 0.5 - 1) < 1e-6
+        assert d[-1, -1, -1] == 0 and d[-1, -1, -4] == 3 and d[-1, -5, -4] == 5
+        assert abs(d[-1, 0, 0].item() / (1999 * 2**0.5) - 1) < 1e-6
+        assert not d[:-1].any()
 
     def test_windows(self):
         x = self.rows()

@@ -155,7 +155,8 @@ class UNetWeightMap(_Map):
     ) -> None:
         if common.get("num_classes") is not None:
             raise ValueError(
-                f"the U-Net weight map is made of one mask; got num_classes={common['num_classes']!r}. Try: num_classes=None"
+                f"the U-Net weight map is made of one mask; got num_classes={common['num_classes']!r}. "
+                "Try: num_classes=None"
             )
         super().__init__(keys, **common)
         self.instances = bool(instances)

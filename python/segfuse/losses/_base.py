@@ -116,7 +116,8 @@ def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
         values = None
     if not values or any(v < 0 or not math.isfinite(v) for v in values) or not any(values):
         raise ValueError(
-            f"{name} must hold numbers >= 0, not all 0, one per class; got {value if values is None else values!r}. Try: {name}=[1.0, 2.0, ...]"
+            f"{name} must hold numbers >= 0, not all 0, one per class; "
+            f"got {value if values is None else values!r}. Try: {name}=[1.0, 2.0, ...]"
         )
     return values
 
