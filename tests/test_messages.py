@@ -29,6 +29,8 @@ APART = ("compat", "demo", "integrations", "backends/numba", "backends/cuda")
 SILENT = ("NotImplementedError", "Untraceable", "ImportError", "SystemExit", "AttributeError")
 HELPERS = ("_fail",)
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of torch.jit
+
 IMAGE, LABELS = torch.zeros(2, 5, 6), torch.zeros(2, 5, 6, dtype=torch.long)
 SPARSE = torch.ones(2, 5, 6).to_sparse()
 edt, windows = sf.distance_transform_edt, sf.local_moments
@@ -152,6 +154,7 @@ MORE: dict[str, Callable[[], Any]] = {
     "transform: channels of classes": lambda: sf.transforms.DistanceMap(num_classes=2)(LABELS),
     "transform: classes of instances": lambda: sf.transforms.UNetWeightMap(num_classes=2),
     "script of a loss that learns": lambda: sf.TLoss().__prepare_scriptable__(),
+    "trace of two results": lambda: torch.jit.trace(lambda y: edt(y, return_indices=True)[0], LABELS),
     "a loss from another process": lambda: torch.ops.segfuse.jit("DiceLoss-0", [X3, Y3], "{}", []),
 }
 CASES = {name: call for name, (call, *_) in {**CALLS, **SETTINGS}.items()} | MORE

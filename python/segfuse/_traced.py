@@ -140,7 +140,9 @@ def _jit(name: str, tensors: Sequence[Tensor], keywords: str, parameters: Sequen
     with with_autograd(), torch.no_grad():
         value = _eager(name, tensors, keywords)
     if not isinstance(value, Tensor):
-        raise TypeError("a trace holds operators with one tensor as result. Try: without return_indices")
+        raise TypeError(
+            f"a trace holds operators with one tensor as result; got a {type(value).__name__}. Try: return_indices=False"
+        )
     return value.clone()
 
 
