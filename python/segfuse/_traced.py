@@ -141,7 +141,7 @@ def _jit(name: str, tensors: Sequence[Tensor], keywords: str, parameters: Sequen
         value = _eager(name, tensors, keywords)
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"a trace holds operators with one tensor as result; got a {type(value).__name__}. Try: return_indices=False"
+            f"a trace holds operators with one tensor as result; got {type(value).__name__}. Try: return_indices=False"
         )
     return value.clone()
 

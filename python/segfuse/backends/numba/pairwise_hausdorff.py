@@ -162,8 +162,8 @@ class _Group:
 
     def loss(self, alpha: float, eps: float, mean: int, out: Array) -> float:
         weights = float(self.u.sum(dtype=np.float64))
-        if not (weights > 0 and self.shares.sum() > 0):
-            return self.d_max if weights > 0 else 0.0
+        if weights <= 0 or self.shares.sum() <= 0:  # a NaN goes on
+            return self.d_max if weights > 0 else weights
         here = self.p, self.u, self.sides, self.d_max, eps, alpha, mean
         found = np.empty((len(self.points), 3))
         run(_over_points, len(found), self.points, *here, found)
