@@ -839,9 +839,8 @@ inline void softmax_sums(const PixelStats& op, int64_t length, Softmax<T>& s, do
     if (k < 0) return;
     if (!s.weighted) return scatter(k, [=](int64_t i) { return value[i]; });
     T* product = s.g;
-    const T* p = s.p;  // where the weight is 0 an infinite value is left out, and NaN is not
-    const bool known = s.probabilities;
-    auto weigh = [=](T w, int64_t i) { return w != T(0) ? value[i] * w : known ? T(0) * p[i] : T(0); };
+    // a weight of 0 leaves out even an infinite value, but not NaN
+    auto weigh = [=](T w, int64_t i) { return w != T(0) ? value[i] * w : value[i] != value[i] ? value[i] : T(0); };
     if (s.class_weighted) {
       for (int64_t i = 0; i < length; ++i) product[i] = weigh(s.u_class[index[i] * s.tile + i], i);
     } else {
