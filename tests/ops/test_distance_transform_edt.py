@@ -417,7 +417,7 @@ ERRORS: dict[str, tuple[Any, dict[str, Any], type[Exception], tuple[str, ...]]] 
     "complex": (MASK.to(torch.complex64), {}, TypeError, ("complex64", "input != 0")),
     "threshold of integers": (MASK, {"threshold": 0.5}, TypeError, ("bool", "input > 0.5")),
     "threshold is no number": (MASK.float(), {"threshold": "a"}, TypeError, ("'a'", "threshold=0.5")),
-    "threshold is NaN": (MASK.float(), {"threshold": float("nan")}, ValueError, ("NaN", "threshold=0.5")),
+    "threshold is NaN": (MASK.float(), {"threshold": float("nan")}, ValueError, ("nan", "threshold=0.5")),
     "mode": (MASK, {"mode": "outside"}, ValueError, ("'outside'", "two_sided", "inside")),
     "no batch": (MASK[0, 0], {}, ValueError, ("(5,)", "spatial_dims")),
     "four spatial axes": (MASK[None, None], {}, ValueError, ("(1, 1, 2, 4, 5)", "spatial_dims=2")),
