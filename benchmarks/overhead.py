@@ -8,14 +8,17 @@ One thread, small tensors, the least of many repeats. ``kernel`` is the native c
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import segfuse
+from segfuse import doctor
 from segfuse.backends.cpp import formula as backend
 
 SHAPE = (2, 1, 16, 16)
@@ -81,7 +84,9 @@ def kernels(loss: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 def main() -> None:
     torch.set_num_threads(1)
     x, y = torch.randn(SHAPE, requires_grad=True), torch.randint(0, 2, SHAPE)
-    print(f"torch {torch.__version__}, segfuse {segfuse.__version__}, logits {SHAPE}, microseconds")
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpu = f"{doctor.collect()['cpu']['model']}, 1 thread; torch {torch.__version__}"
+    print(f"{cpu}; segfuse at commit {commit}, {date.today()}; logits {SHAPE}; microseconds")
     print(f"{'':28}{'forward':>10}{'kernel':>10}{'beyond':>10}{'backward':>12}{'kernel':>10}{'beyond':>10}")
     for loss in (Empty(), segfuse.DiceLoss(), segfuse.CrossEntropyLoss(), segfuse.DiceCELoss()):
         inside = (0.0, 0.0) if isinstance(loss, Empty) else kernels(loss, x, y)
