@@ -446,3 +446,11 @@ def test_errors(name):
     with pytest.raises(error) as raised:
         edt(input, **options)
     assert all(text in str(raised.value) for text in (*texts, "Try:")), raised.value
+
+
+def test_a_sample_without_what_is_measured_to_points_to_itself(backend):
+    """Between others that have it."""
+    x = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 1]]).reshape(2, 2, 1, 4, 1)
+    d, index = edt(x, spatial_dims=3, mode="two_sided", spacing=(0.001, 0.5, 0.5), return_indices=True)
+    assert not d[1, 0].any()
+    assert index[:, 1, 0].flatten().tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 0]

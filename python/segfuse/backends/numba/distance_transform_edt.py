@@ -165,7 +165,7 @@ def _minimise(
             return
         store(out, at + y * LANES, best)
         if len(minimiser):
-            store(minimiser, y * LANES, where)
+            store(minimiser, y * LANES, select(has, where, spread(tile, y)))  # a column without a site points to itself
         bounds[y, 0] = int(-largest(select(has, spread(tile, 0) - where, -n)))
         bounds[y, 1] = high
         bounds[y, 2] = int(min(np.sqrt(largest(select(has, best, 0))) * per_row, float(n))) + 1
