@@ -439,12 +439,8 @@ def _find_rows(loss: Loss, g: Geometry, wanted: list[Row]) -> None:
 
 def never_ignored(x: Tensors, g: Geometry) -> bool:
     """No pixel can carry ignore_index, whatever the target holds."""
-    if x.mask is not None or x.target.dtype.is_floating_point:
-        return False
-    if x.target.dtype == torch.bool:
-        return g.ignore_index not in (0, 1)
-    info = torch.iinfo(x.target.dtype)
-    return not info.min <= g.ignore_index <= info.max
+    dtype = x.target.dtype
+    return x.mask is None and not dtype.is_floating_point and not op.holds(dtype, g.ignore_index)
 
 
 class Call:

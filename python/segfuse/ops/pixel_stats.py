@@ -234,7 +234,7 @@ def check(
             _fail(f"{name} carries a gradient, which is not computed", f"{name}.detach()")
 
     exclusive = mode == "multiclass" and not one_vs_rest
-    if exclusive and not from_logits and not index_target and _holds(target.dtype, ignore_index):
+    if exclusive and not from_logits and not index_target and holds(target.dtype, ignore_index):
         # One ignored class drops the pixel. Kernels look at the classes of a pixel together for a softmax alone.
         kept = ~ignored(target, ignore_index).any(1)
         mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
@@ -258,7 +258,8 @@ def may_look(x: Tensor) -> bool:
     return DEBUG or not x.is_cuda
 
 
-def _holds(dtype: torch.dtype, label: int) -> bool:
+def holds(dtype: torch.dtype, label: int) -> bool:
+    """Whether a tensor of this type can have the label."""
     if dtype == torch.bool:
         return label in (0, 1)
     if dtype.is_floating_point:
@@ -269,7 +270,7 @@ def _holds(dtype: torch.dtype, label: int) -> bool:
 
 def ignored(target: Tensor, ignore_index: int) -> Tensor:
     """Where a target has a label. Nowhere if its dtype cannot hold it: a byte of 156 equals -100 for PyTorch."""
-    if _holds(target.dtype, ignore_index):
+    if holds(target.dtype, ignore_index):
         return target == ignore_index
     return torch.zeros_like(target, dtype=torch.bool)
 
