@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_COMPUTED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from ...ops.pixel_stats import FLOATING
+
 _log = logging.getLogger("segfuse")
 _pool: ThreadPoolExecutor | None = None
 
@@ -41,7 +42,7 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
     device = device or input.device.type
     if device != "cpu":
         return f"it runs on the CPU, the input is on {device}"
-    return None if input.dtype in _COMPUTED else f"{input.dtype} is not computed in"
+    return None if input.dtype in FLOATING else f"{input.dtype} is not computed in"
 
 
 def view(x: Tensor) -> NDArray[Any]:
