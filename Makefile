@@ -37,7 +37,7 @@ NVCC := $(shell command -v nvcc)
 RELEASE_ARCHITECTURES ?= 75-real;80-real;86-real;89-real;90-real;100-real;120
 # $(call wheel,FOLDER,OPTIONS): build a wheel in isolation and try it where only torch is installed.
 define wheel
-$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build/isolated $(2) .
+$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build/isolated/$(1) $(2) .
 	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && wheel=$$(ls "$$PWD"/$(1)/*.whl) \
 	&& $(PYTHON) -m venv "$$tmp/venv" && "$$tmp/venv/bin/pip" install --quiet "$(TORCH)" "$$wheel" \
 	&& cd "$$tmp" && venv/bin/segfuse doctor && venv/bin/python -c "$$SMOKE"
