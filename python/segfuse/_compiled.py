@@ -34,15 +34,28 @@ def register(loss: Any) -> str:
 def evaluate(
     loss: Any,
     input: Tensor,
-    target: Tensor,
+    target: Tensor | Sequence[Tensor],
     weight_map: Tensor | None = None,
     mask: Tensor | None = None,
     distance_map: Tensor | None = None,
+    instances: Tensor | None = None,
     return_terms: bool = False,
 ) -> Any:
     """What ``loss(input, target, ...)`` returns, as one operator of a graph."""
+    points: list[Tensor] = []
+    if not isinstance(target, Tensor):  # of the weighted Hausdorff distance
+        points, target = list(target), torch.zeros_like(input, dtype=torch.uint8)
     value, terms, _ = _forward(
-        loss.compiled_name, input, target, weight_map, mask, distance_map, list(loss.parameters()), return_terms
+        loss.compiled_name,
+        input,
+        target,
+        points,
+        list(loss.parameters()),
+        return_terms,
+        weight_map,
+        mask,
+        distance_map,
+        instances,
     )
     if not return_terms:
         return value
@@ -54,28 +67,29 @@ def _keeps_sums(loss: Any) -> bool:
     return loss.fusable and loss.measurer is None and loss.reduction != "none"
 
 
-def _given(weight_map: Tensor | None, mask: Tensor | None, distance_map: Tensor | None) -> dict[str, Tensor]:
-    maps = {"weight_map": weight_map, "mask": mask, "distance_map": distance_map}
-    return {name: value for name, value in maps.items() if value is not None}
+def _eager(
+    loss: Any, input: Tensor, target: Tensor, points: Sequence[Tensor], maps: Sequence[Tensor | None], **how: Any
+) -> Any:
+    names = ("weight_map", "mask", "distance_map", "instances")
+    given = {name: value for name, value in zip(names, maps, strict=True) if value is not None}
+    return loss(input, points or target, **given, **how)
 
 
-_ARGUMENTS = (
-    "str name, Tensor input, Tensor target, Tensor? weight_map, Tensor? mask, Tensor? distance_map, Tensor[] parameters"
-)
+_INPUTS = "str name, Tensor input, Tensor target, Tensor[] points, Tensor[] parameters"
+_MAPS = "Tensor? weight_map, Tensor? mask, Tensor? distance_map, Tensor? instances"
 
 
 @torch.library.custom_op(
-    "segfuse::loss", mutates_args=(), schema=f"({_ARGUMENTS}, bool with_terms) -> (Tensor, Tensor, Tensor)"
+    "segfuse::loss", mutates_args=(), schema=f"({_INPUTS}, bool with_terms, {_MAPS}) -> (Tensor, Tensor, Tensor)"
 )
 def _forward(
     name: str,
     input: Tensor,
     target: Tensor,
-    weight_map: Tensor | None,
-    mask: Tensor | None,
-    distance_map: Tensor | None,
+    points: Sequence[Tensor],
     parameters: Sequence[Tensor],
     with_terms: bool,
+    *maps: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Value, terms and sums; empty where not asked for or not kept."""
     loss = _losses[name]
@@ -83,7 +97,7 @@ def _forward(
     no_terms, no_sums = input.new_empty(0, dtype=dtype), input.new_empty(0, dtype=torch.float64)
     with with_autograd(), torch.no_grad():  # formulas are differentiated on the way
         if _keeps_sums(loss):
-            x, call = loss.prepare(input, target, weight_map, mask, distance_map)
+            x, call = loss.prepare(input, target, *maps[:3])
             g, plan = call.geometry, call.formula.plan
             if call.backend is not None:
                 terms = input.new_empty(len(call.formula.outputs) - 1, dtype=torch.float64) if with_terms else None
@@ -94,7 +108,7 @@ def _forward(
             sums = input.new_zeros((plan.rows, *g.shape[:2]), dtype=torch.float64)
         else:
             sums = no_sums
-        value, named = loss(input, target, **_given(weight_map, mask, distance_map), return_terms=True)
+        value, named = _eager(loss, input, target, points, maps, return_terms=True)
     terms = torch.stack([t.reshape(()) for t in named.values()]).to(dtype) if with_terms else no_terms
     return value.clone(), terms, sums
 
@@ -104,14 +118,13 @@ def _(
     name: str,
     input: Tensor,
     target: Tensor,
-    weight_map: Tensor | None,
-    mask: Tensor | None,
-    distance_map: Tensor | None,
+    points: Sequence[Tensor],
     parameters: Sequence[Tensor],
     with_terms: bool,
+    *maps: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = _losses[name]
-    _, g = loss.check(input, target, weight_map, mask, distance_map)
+    _, g = loss.check(input, target, *maps[:3])
     g = replace(g, shape=(g.shape[0], int(g.shape[1]), *g.shape[2:]))  # one graph for each number of classes
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     rows = loss.formula_for(g).plan.rows if _keeps_sums(loss) else None
@@ -123,29 +136,30 @@ def _(
 
 
 @torch.library.custom_op(
-    "segfuse::loss_backward", mutates_args=(), schema=f"({_ARGUMENTS}, Tensor grad, Tensor sums) -> (Tensor, Tensor[])"
+    "segfuse::loss_backward",
+    mutates_args=(),
+    schema=f"({_INPUTS}, Tensor grad, Tensor sums, {_MAPS}) -> (Tensor, Tensor[])",
 )
 def _backward(
     name: str,
     input: Tensor,
     target: Tensor,
-    weight_map: Tensor | None,
-    mask: Tensor | None,
-    distance_map: Tensor | None,
+    points: Sequence[Tensor],
     parameters: Sequence[Tensor],
     grad: Tensor,
     sums: Tensor,
+    *maps: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
     loss = _losses[name]
     if _keeps_sums(loss):
-        x, call = loss.prepare(input, target, weight_map, mask, distance_map)
+        x, call = loss.prepare(input, target, *maps[:3])
         if call.backend is not None:
             first, rest = native_backward(call, x, parameters, hold(parameters), sums, grad, None, True)
             assert first is not None
             return first, [g.clone() for g in rest]
     with with_autograd():
         input = input.detach().requires_grad_()
-        value = loss(input, target, **_given(weight_map, mask, distance_map))
+        value = _eager(loss, input, target, points, maps)
         first, *rest = torch.autograd.grad(value, [input, *loss.parameters()], grad, allow_unused=True)
     first = torch.zeros_like(input) if first is None else first
     return first, [torch.zeros_like(p) if g is None else g for g, p in zip(rest, parameters, strict=True)]
@@ -153,29 +167,22 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    name: str,
-    input: Tensor,
-    target: Tensor,
-    weight_map: Tensor | None,
-    mask: Tensor | None,
-    distance_map: Tensor | None,
-    parameters: Sequence[Tensor],
-    grad: Tensor,
-    sums: Tensor,
+    name: str, input: Tensor, target: Tensor, points: Sequence[Tensor], parameters: Sequence[Tensor], *rest: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     return torch.empty_like(input), [torch.empty_like(p) for p in parameters]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    name, *tensors, parameters, _ = inputs
-    ctx.name = name
-    ctx.save_for_backward(*tensors, output[2], *parameters)
+    ctx.name, input, target, points, parameters, _, *maps = inputs
+    ctx.points = len(points)
+    ctx.save_for_backward(input, target, output[2], *maps, *points, *parameters)
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    *tensors, sums = ctx.saved_tensors[:6]
-    first, rest = _backward(ctx.name, *tensors, list(ctx.saved_tensors[6:]), grad, sums)
-    return None, first, None, None, None, None, rest, None
+    input, target, sums, *rest = ctx.saved_tensors
+    maps, points, parameters = rest[:4], rest[4 : 4 + ctx.points], rest[4 + ctx.points :]
+    first, others = _backward(ctx.name, input, target, points, parameters, grad, sums, *maps)
+    return None, first, None, [None] * ctx.points, others, None, None, None, None, None
 
 
 def _refuse(ctx: Any, *_: Any) -> Any:
@@ -198,7 +205,7 @@ def doors(forward: Callable[..., Any]) -> Callable[..., Any]:
                 return plainly(forward, self, input, target, **given)
             if not isinstance(input, Tensor):  # a list of outputs is traced
                 return forward(self, input, target, **given)
-            return (evaluate if self.compiles else torch.compiler.disable(forward))(self, input, target, **given)
+            return evaluate(self, input, target, **given)
         if torch._C._are_functorch_transforms_active():
             return transformed(forward, self, input, target, given)
         if tracing():

@@ -118,10 +118,19 @@ def _eager(name: str, tensors: Sequence[Tensor], keywords: str) -> Tensor:
 
 @contextlib.contextmanager
 def with_autograd() -> Iterator[None]:
-    """Inside an operator autograd is switched off; this switches it on."""
+    """Inside an operator autograd and vmap are switched off; this switches them on."""
     keys = torch._C.DispatchKey
-    guard = torch._C._SetExcludeDispatchKeyGuard
-    with guard(keys.AutogradFunctionality, False), guard(keys.AutogradOther, False), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        for key in (
+            keys.AutogradFunctionality,
+            keys.AutogradOther,
+            keys.FuncTorchDynamicLayerFrontMode,
+            keys.FuncTorchDynamicLayerBackMode,
+            keys.FuncTorchBatched,
+            keys.FuncTorchBatchedDecomposition,
+        ):
+            stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(key, False))
+        stack.enter_context(torch.enable_grad())
         yield
 
 

@@ -214,7 +214,11 @@ class Loss(Scriptable, nn.Module):
         """The value, reduced, of a loss with a pass of its own."""
         raise NotImplementedError
 
-    compiles = True  # into one operator of a graph; otherwise it breaks the graph
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        """The shape of the value with ``reduction="none"``."""
+        if self.own_pass:
+            return g.shape[0], g.shape[1] - int(self.leaves_out_background(g))
+        return self.formula_for(g).value_shape(g)
 
     measures = False  # pixels are weighed by a distance map
 
@@ -389,14 +393,7 @@ class Loss(Scriptable, nn.Module):
 
     def value_shape(self, g: Geometry) -> tuple[int, ...]:
         """The shape of the value."""
-        if self.reduction != "none":
-            return ()
-        if self.own_pass:
-            raise NotImplementedError(
-                f"{type(self).__name__} with reduction='none' does not compile: its shape follows from the data. "
-                "Try: torch.compiler.disable(loss)"
-            )
-        return self.formula_for(g).value_shape(g)
+        return self.unreduced_shape(g) if self.reduction == "none" else ()
 
     def extra_repr(self) -> str:
         shown = []
@@ -541,8 +538,8 @@ class PixelLoss(Loss):
             return super().evaluate(x, call, with_terms)
         return loss_map(x, call), []
 
-    def value_shape(self, g: Geometry) -> tuple[int, ...]:
-        return g.map_shape if self.reduction == "none" else ()
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        return g.map_shape
 
     def parts(self, s: PixelStats) -> tuple[Array, list[Array]]:
         if self.reduction != "none":

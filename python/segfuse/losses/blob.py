@@ -43,7 +43,6 @@ class BlobLoss(Loss):
     """
 
     own_pass = True
-    compiles = False  # vmap cannot run inside an operator
 
     def __init__(
         self,

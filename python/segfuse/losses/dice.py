@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..ops.formula import Array, Call, PixelStats, mean, ratio, where
-from ..ops.pixel_stats import Tensors
+from ..ops.pixel_stats import Geometry, Tensors
 from ._base import (
     RegionOptions,
     StatsLoss,
@@ -156,6 +156,9 @@ class SelfAdjustingDiceLoss(StatsLoss):
         if self.reduction != "mean":
             return total
         return ratio(total, s.true_count.sum() if only else s.count.sum())
+
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        return super().unreduced_shape(g) if self.form == "set" else g.map_shape
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         if self.form == "set" or self.reduction != "none":

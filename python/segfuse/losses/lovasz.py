@@ -79,6 +79,11 @@ class LovaszLoss(Loss):
         losses, positives = op.lovasz(x, g, how)
         return self.reduce(losses, positives, how, _vector(weight, losses))
 
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        how = self.problems(g)
+        rows, _ = how.count(g)
+        return (rows, sum(how.wanted)) if how.per_image else (sum(how.wanted),)
+
     def explanation(self, input: Tensor, target: Tensor) -> str:
         x, g = self.check(input, target, None, None)
         how = self.problems(g)

@@ -230,6 +230,9 @@ class CMSSLLoss(WindowLoss):
     def one_vs_rest(self) -> bool:
         return self.activation == "sigmoid"
 
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        return g.map_shape
+
     def compute(self, x: Tensors, g: Geometry, **more: Any) -> Tensor:
         structure = self.windowed(x, g)
         if not self.lambda_ce:
