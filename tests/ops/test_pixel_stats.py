@@ -480,3 +480,19 @@ def test_a_gpu_answers_values_out_of_range_with_nan(mode, broken):
         assert all(s[0].isfinite().all() and s[1].isnan().all() for s in sums.values())
         assert segfuse.DiceCELoss()(x, y, weight_map=weight).isnan()
         assert segfuse.FocalLoss(reduction="none")(x, y, weight_map=weight).isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint16])
+def test_an_ignored_class_drops_the_pixel_in_the_second_call_too(dtype):
+    """Whether one is ignored follows from the values: what a loss keeps of the first call must not decide it."""
+    loss = segfuse.DiceLoss(from_logits=False, ignore_index=7)
+    p = torch.rand(2, 3, 4, 5).softmax(1)
+    y = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 4, 5)), 3).movedim(-1, 1).to(dtype)
+    plain = loss(p, y)
+    some = y.clone()
+    some[0, 1, 2, 3] = 7
+    mask = torch.ones(2, 4, 5)
+    mask[0, 2, 3] = 0
+    assert torch.equal(loss(p, some), segfuse.DiceLoss(from_logits=False)(p, y, mask=mask)) and not torch.equal(
+        loss(p, some), plain
+    )

@@ -339,7 +339,7 @@ class Loss(Scriptable, nn.Module):
         x, g = self.check(input, target, weight_map, mask, distance_map)
         call = Call(x, g, self.formula_for(g), self.measurer)
         x = self._measured(x, call)
-        if key is not None and x.mask is None:
+        if key is not None and not op.needs_mask(target, g):
             if len(self._calls) >= 64:
                 self._calls.clear()
             self._calls[key] = call

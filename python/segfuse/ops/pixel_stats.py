@@ -234,14 +234,18 @@ def check(
             _fail(f"{name} carries a gradient, which is not computed", f"{name}.detach()")
 
     exclusive = mode == "multiclass" and not one_vs_rest
-    if exclusive and not from_logits and not index_target and holds(target.dtype, ignore_index):
-        # One ignored class drops the pixel. Kernels look at the classes of a pixel together for a softmax alone.
-        kept = ~ignored(target, ignore_index).any(1)
-        mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
     activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
     map_shape = flat if exclusive else tuple(input.shape)
-    tensors = Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map)))
-    return tensors, Geometry(shape, mode, activation, exclusive, index_target, ignore_index, map_shape)
+    g = Geometry(shape, mode, activation, exclusive, index_target, ignore_index, map_shape)
+    if needs_mask(target, g) and _may_ignore(target, ignore_index):
+        kept = ~ignored(target, ignore_index).any(1)
+        mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
+    return Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map))), g
+
+
+def needs_mask(target: Tensor, g: Geometry) -> bool:
+    """One ignored class drops the pixel; kernels look at the classes of a pixel together for a softmax alone."""
+    return g.exclusive and g.activation == "identity" and not g.index_target and holds(target.dtype, g.ignore_index)
 
 
 def _plain(x: Tensor | None) -> Any:
@@ -266,6 +270,21 @@ def holds(dtype: torch.dtype, label: int) -> bool:
         info = torch.finfo(dtype)
         return abs(label) <= info.max and (label == 0 or abs(label) // (label & -label) < 2 / info.eps)
     return torch.iinfo(dtype).min <= label <= torch.iinfo(dtype).max
+
+
+def _may_ignore(target: Tensor, ignore_index: int) -> bool:
+    """``False`` where the range of the labels says that none is ignored, which is seen soon on a CPU."""
+    wide = target.dtype in (torch.uint16, torch.uint32, torch.uint64)  # PyTorch has no range of these
+    if (
+        type(target) is not Tensor
+        or wide
+        or not target.numel()
+        or not may_look(target)
+        or torch.onnx.is_in_onnx_export()
+    ):
+        return True
+    low, high = torch.aminmax(target)
+    return not bool((ignore_index < low) | (ignore_index > high))
 
 
 def ignored(target: Tensor, ignore_index: int) -> Tensor:
