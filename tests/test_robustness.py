@@ -53,7 +53,7 @@ def deterministic():
 
 
 LARGE = os.environ.get("SEGFUSE_LARGE", "") not in ("", "0")
-RUNS = 20 if LARGE else 5
+RUNS = 20
 SLOW = {"WeightedHausdorffLoss", "HausdorffCVLoss", "HausdorffERLoss", "BlobLoss"}
 PIECES = {True: (23, 25), False: (121, 123)}  # enough for a second and a third thread
 
@@ -188,9 +188,7 @@ def more(n):
         sf.distance_transform_edt(y[:, 0], return_indices=True)
 calls(300, [dice]); calls(40, others); more(100)
 before = rss()
-for _ in range(10_000):
-    torch.autograd.grad(dice(x, y), x)
-calls(500, [dice])
+calls(10_000, [dice])
 print(f"Dice {rss() - before:.2f}")
 before = rss()
 calls(60, others); more(300)
@@ -200,7 +198,7 @@ print(f"others {rss() - before:.2f}")
 
 @LINUX
 def test_nothing_leaks():
-    """10^4 calls of Dice, 500 that raise, and 60 of each of everything else: less than 2 MiB more."""
+    """10^4 calls of Dice and as many that raise, and 60 of each of everything else: less than 2 MiB more."""
     for line in python(LEAK).splitlines():
         assert float(line.split()[1]) < 2, line
 

@@ -188,11 +188,7 @@ class Loss(Scriptable, nn.Module):
         self.mode = one_of("mode", mode, op.MODES)
         self.from_logits = bool(from_logits)
         self.reduction = one_of("reduction", reduction, ("mean", "sum", "none"))
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-            raise TypeError(
-                f"ignore_index must be an int; got {ignore_index!r}. Try: ignore_index=-100, which no label has"
-            )
-        self.ignore_index = ignore_index
+        self.ignore_index = op.check_ignore_index(ignore_index)
         self.class_weight = weights_tuple("class_weight", class_weight, self.class_weight_words)
         self.include_background = include_background if include_background is None else bool(include_background)
 

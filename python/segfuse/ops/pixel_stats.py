@@ -176,8 +176,7 @@ def check(
             raise TypeError(
                 f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
             )
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int) or not -(2**63) <= ignore_index < 2**63:
-        raise TypeError(f"ignore_index must be an int of 64 bits; got {ignore_index!r}. Try: ignore_index=-100")
+    check_ignore_index(ignore_index)
     if mode not in MODES:
         _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
@@ -241,6 +240,14 @@ def check(
         kept = ~ignored(target, ignore_index).any(1)
         mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
     return Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map))), g
+
+
+def check_ignore_index(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise TypeError(
+            f"ignore_index must be an int of 64 bits; got {value!r}. Try: ignore_index=-100, which no label has"
+        )
+    return value
 
 
 def needs_mask(target: Tensor, g: Geometry) -> bool:
