@@ -64,7 +64,7 @@ fuzz: $(VENV)/.package $(VENV)/.list-test  ## random calls against the reference
 sanitize: $(VENV)/.list-requires $(VENV)/.list-test  ## run the kernels under gcc's sanitizers: bounds, undefined behaviour, races
 	$(call sanitizer,address,-DSEGFUSE_SANITIZE="address;undefined")
 	for isa in baseline avx2; do SEGFUSE_ISA=$$isa OMP_NUM_THREADS=2 $(call sanitized,address,asan ubsan) \
-	  -m pytest -n auto -q -p no:cacheprovider -k "not cuda and not numba" tests/ops tests/test_golden.py $(ARGS) || exit 1; done
+	  -m pytest -n auto -q -p no:cacheprovider -k cpp tests/ops tests/test_golden.py $(ARGS) || exit 1; done
 	OMP_NUM_THREADS=1 $(call sanitized,address,asan ubsan) tests/fuzz.py --count 5000
 	$(call sanitizer,thread,-DSEGFUSE_SANITIZE=thread)
 	OMP_NUM_THREADS=3 $(call sanitized,thread,tsan) -m pytest -q -p no:cacheprovider tests/test_robustness.py -k same_bits $(ARGS)

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -474,6 +475,18 @@ def test_function_is_the_module(variant, mode):
     found = evaluate(lambda x, y, **call: function(x, y, mode=mode, **variant.settings, **call), x, y, **call)
     expected = evaluate(variant(mode=mode), x, y, **call)
     assert same(found[0], expected[0]) and same(found[1], expected[1])
+
+
+def test_options_of_functions_are_read_at_every_call():
+    """What may change is not kept; what has no hash is taken as by the class."""
+    x, y = problem("binary")
+    criterion = sf.DiceLoss()
+    before = sf.functional.blob_loss(x, y, criterion=criterion)
+    criterion.smooth = 50.0
+    after = sf.functional.blob_loss(x, y, criterion=criterion)
+    assert same(after, sf.BlobLoss(criterion)(x, y)) and not same(after, before)
+    weight = np.array([2.0])
+    assert same(sf.functional.dice_loss(x, y, class_weight=weight), sf.DiceLoss(class_weight=weight)(x, y))
 
 
 def test_functions_are_named_after_their_losses():

@@ -122,21 +122,25 @@ with segfuse.use_backend("cpp"):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("backend", NATIVE)
-def test_a_forked_child_does_not_hang(backend):
+@pytest.mark.parametrize("first", ["parent", "child"])
+def test_a_forked_child_does_not_hang(backend, first):
     """The threads of the parent are gone in the child: C++ kernels run serially there, Numba's on new ones, with the
     same bits."""
     code = """
 import os, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 torch.set_num_threads(3)
-before = loss(x, y)
-before.backward()
-child = os.fork()
-if child == 0:  # torch's own operations on large tensors would hang here: numpy compares
-    grad, x.grad = x.grad, None
+torch.randn(1000, 1000).exp().sum()  # threads of OpenMP
+def call():
+    x.grad = None
     value = loss(x, y)
     value.backward()
-    os._exit(0 if value.item() == before.item() and (grad.numpy() == x.grad.numpy()).all() else 1)
+    return value.item(), x.grad.numpy()
+before = call() if first == "parent" else None
+child = os.fork()
+if child == 0:  # torch's own operations on large tensors would hang here: numpy compares
+    value, grad = call()
+    os._exit(0 if before is None or value == before[0] and (grad == before[1]).all() else 1)
 print("child", os.waitpid(child, 0)[1])
 """
-    assert python(code, SEGFUSE_BACKEND=backend).strip() == "child 0"
+    assert python(f"first = {first!r}" + code, SEGFUSE_BACKEND=backend).strip() == "child 0"

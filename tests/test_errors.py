@@ -124,9 +124,24 @@ CALLS: dict[str, Case] = {
         ("nan", "0 to 1", "Try:"),
     ),
     "one-hot of 2": (
-        lambda: sf.DiceLoss()(X3, labels(2, shape=(2, 3, 4, 5))),
+        lambda: sf.DiceLoss(mode="multiclass")(X3, labels(2, shape=(2, 3, 4, 5))),
         ValueError,
         ("2", "0 or 1", "Try:"),
+    ),
+    "masks that overlap": (
+        lambda: sf.DiceLoss()(X3, torch.ones(2, 3, 4, 5)),
+        ValueError,
+        ("mode='auto'", "(2, 3, 4, 5)", "adds up to 3", "Try: mode='multilabel'"),
+    ),
+    "a mask without its channel": (
+        lambda: sf.CrossEntropyLoss()(X1[:, 0], torch.zeros(2, 4, 5, dtype=torch.uint8)),
+        ValueError,
+        ("mode='auto'", "(2, 4, 5)", "adds up to 0", "mode='binary'"),
+    ),
+    "soft label above 1 by rounding": (
+        lambda: sf.DiceLoss()(X1, labels(1.0000001, torch.float32, (2, 1, 4, 5))),
+        ValueError,
+        ("1.00000011", "0 to 1", "Try: target.clamp(0, 1)"),
     ),
     "label in the loss map": (
         lambda: sf.CrossEntropyLoss(reduction="none")(X3, labels(255)),

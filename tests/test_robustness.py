@@ -161,6 +161,33 @@ def test_a_nan_among_the_weights_is_seen(backend):
 # ------------------------------------------------------------------------------------------- memory
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("variant", FIRST.values(), ids=str)
+def test_another_default_device(variant, reduction, backend):
+    """Memory that kernels write to is on the device of the logits."""
+    try:
+        losses = [variant(mode=variant.modes[-1], reduction=reduction) for _ in range(2)]
+    except ValueError:
+        pytest.skip("it has one number only")
+    x, y = problem(variant.modes[-1], dtype=torch.float32)
+    expected = evaluate(losses[0], x, y)
+    with torch.device("meta"):
+        found = evaluate(losses[1], x, y)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_lazy_sign():
+    """The memory of such a view holds the numbers with the other sign."""
+    z = torch.complex(torch.randn(1, 3, 6, 7), torch.randn(1, 3, 6, 7)).conj().imag
+    assert z.is_neg()
+    y = torch.randint(0, 3, (1, 6, 7))
+    for loss in (sf.DiceLoss(), sf.LovaszLoss(), sf.SSIMLoss(window=3)):
+        assert same(loss(z, y), loss(z.resolve_neg(), y)) and same(loss(z, y, mask=y < 2), loss(z + 0, y, mask=y < 2))
+    found, expected = (sf.distance_transform_edt(x, threshold=0.0) for x in (z, z.resolve_neg()))
+    assert same(found, expected)
+    assert all(same(a, b) for a, b in zip(sf.local_moments(z)[:2], sf.local_moments(z.resolve_neg())[:2], strict=True))
+
+
 LEAK = """
 def rss():
     gc.collect()

@@ -78,6 +78,28 @@ def test_errors():
         UNetWeightMap(num_classes=2)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 255, 0])
+@pytest.mark.parametrize(
+    ("kind", "transform"), [(sf.BoundaryLoss, SignedDistanceMap), (sf.HausdorffDTLoss, DistanceMap)]
+)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_loss_with_the_map_is_the_loss_without(kind, transform, classes, ignore_index):
+    """Also around ignored pixels."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, classes, 9, 10, generator=random)
+    y = torch.randint(0, max(classes, 2), (1, 1, 9, 10), generator=random)
+    y[0, 0, 2:4, 3:7] = ignore_index
+    field = transform(num_classes=None if classes == 1 else classes, ignore_index=ignore_index)(y[0])[None]
+    loss = kind(ignore_index=ignore_index)
+    close(loss(x, y, distance_map=field), loss(x, y).double(), 1e-6)
+
+
+def test_one_map_for_several_classes_is_refused():
+    x, y = torch.randn(1, 3, 2, 5), Y[None]
+    with pytest.raises(ValueError, match=r"\(1, 1, 2, 5\) for 3 classes.*Try: .*num_classes=3"):
+        sf.BoundaryLoss()(x, y, distance_map=SignedDistanceMap()(Y)[None, None])
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
 def test_pickles(transform):
     again = pickle.loads(pickle.dumps(transform))

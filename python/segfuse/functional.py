@@ -7,11 +7,11 @@ than that of a module.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import losses
 from .losses._base import Loss, snake
@@ -30,9 +30,10 @@ def _function(cls: type[Loss]) -> Callable[..., Any]:
         input: Tensor, target: Tensor, *, weight_map: Tensor | None = None, mask: Tensor | None = None, **options: Any
     ) -> Any:
         call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
-        hashable = tuple((name, tuple(v) if isinstance(v, list) else v, type(v)) for name, v in options.items())
-        tensors = any(isinstance(v, Tensor) for v in options.values())
-        module = cls(**options) if tensors else _kept(cls.__name__, hashable)
+        key = tuple((name, tuple(v) if isinstance(v, list) else v, type(v)) for name, v in options.items())
+        # What may change later is not kept: tensors, arrays, losses.
+        fixed = all(isinstance(v, Hashable) and not isinstance(v, Tensor | nn.Module) for _, v, _ in key)
+        module = _kept(cls.__name__, key) if fixed else cls(**options)
         return module(input, target, weight_map=weight_map, mask=mask, **call)
 
     loss.__name__ = loss.__qualname__ = snake(cls.__name__) + "_loss"

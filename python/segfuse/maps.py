@@ -26,7 +26,7 @@ def connected_components(mask: Tensor, axes: int) -> Tensor:
             "instances are found by SciPy, which is not installed. Try: pip install scipy, or pass instances="
         ) from error
     leading = mask.ndim - axes
-    structure = torch.zeros((3,) * mask.ndim, dtype=torch.bool)
+    structure = torch.zeros((3,) * mask.ndim, dtype=torch.bool, device="cpu")
     structure[(1,) * leading] = True  # no component reaches into another mask
     found, _ = ndimage.label(mask.cpu().numpy(), structure.numpy(), output="int32")
     return torch.from_numpy(found).to(mask.device)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .maps import connected_components, gap_weight, signed_distance
 from .ops.distance_transform_edt import distance_transform_edt
-from .ops.pixel_stats import may_look
+from .ops.pixel_stats import check_ignore_index, holds, may_look
 
 __all__ = ["DistanceMap", "SignedDistanceMap", "UNetWeightMap"]
 
@@ -33,6 +33,7 @@ class _Map:
         num_classes: the label holds class numbers, ``(*spatial)`` or ``(1, *spatial)``, and the map gets one channel
             per class. Default: every channel is a mask, nonzero inside, and has a map of its own.
         spacing: size of a pixel, along every spatial axis or one for each. Default: 1.
+        ignore_index: label of pixels that do not count; they are background, as for the losses.
         suffix: the map of ``label`` is stored under ``label`` + suffix.
     """
 
@@ -45,12 +46,14 @@ class _Map:
         spatial_dims: int = 2,
         num_classes: int | None = None,
         spacing: float | Sequence[float] | None = None,
+        ignore_index: int = -100,
         suffix: str | None = None,
     ) -> None:
         self.keys = (keys,) if isinstance(keys, str) else tuple(keys)
         self.spatial_dims = spatial_dims
         self.num_classes = num_classes
         self.spacing = spacing
+        self.ignore_index = check_ignore_index(ignore_index)
         if suffix is not None:
             self.suffix = suffix
 
@@ -92,6 +95,9 @@ class _Map:
                     f"got {tuple(label.shape)}. Try: num_classes=None for masks"
                 )
             label = label.reshape(label.shape[-axes:])
+        if holds(label.dtype, self.ignore_index):
+            background = 0 if self.num_classes is None else -1  # of every class, also of class 0
+            label = torch.where(label == self.ignore_index, background, label.to(torch.int64))
         return self.map(label)
 
     def map(self, label: Tensor) -> Tensor:

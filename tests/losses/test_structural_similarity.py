@@ -192,3 +192,11 @@ def test_explain_names_the_path():
     assert "fused sweeps" in sf.explain(sf.SSIMLoss(), X, Y)
     assert "local_moments" in sf.explain(sf.CMSSLLoss(reduction="none"), X, Y)
     assert "ssim" in sf.explain(sf.SSIMLoss() + sf.DiceLoss(), X, Y)
+
+
+def test_means_of_the_target_are_not_labels(backend):
+    """A coarse pixel of mean 0 is not ignored because label 0 is."""
+    x = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(1, 3, (1, 12, 12), generator=torch.Generator().manual_seed(1))  # no pixel has label 0
+    found, expected = (sf.SSIMLoss(window=3, scale_weights=(0.5, 0.5), ignore_index=label)(x, y) for label in (0, -100))
+    assert torch.equal(found, expected)

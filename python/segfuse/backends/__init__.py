@@ -14,6 +14,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+with contextlib.suppress(ImportError, OSError):  # now, so that it sees any fork: a child must not wait for threads
+    importlib.import_module("segfuse._cpp")
+
 OPS = (
     "pixel_stats",
     "formula",

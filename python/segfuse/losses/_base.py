@@ -326,6 +326,7 @@ class Loss(Scriptable, nn.Module):
             and distance_map is None
             and type(target) is Tensor
             and type(input) in (Tensor, nn.Parameter)
+            and not (input.is_neg() or target.is_neg())
         ):
             key = (*_kind(input), *_kind(target), target.requires_grad, forced(), self._state())
             call = self._calls.get(key)

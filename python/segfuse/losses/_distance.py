@@ -153,6 +153,23 @@ class DistanceLoss(Loss):
         super().__init__(include_background=include_background, **common)
         self.spacing = spacing_option(spacing)
 
+    def check(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight_map: Tensor | None,
+        mask: Tensor | None,
+        distance_map: Tensor | None = None,
+    ) -> tuple[Tensors, Geometry]:
+        x, g = super().check(input, target, weight_map, mask, distance_map)
+        d, classes = x.distance, g.shape[1] - int(self.leaves_out_background(g))
+        if d is not None and classes > 1 and (d.ndim < len(g.shape) or d.shape[1] == 1):
+            raise ValueError(
+                f"every class has distances of its own; got a distance_map {tuple(d.shape)} for {g.shape[1]} classes. "
+                f"Try: a map {g.shape}, as transforms with num_classes={g.shape[1]} make it"
+            )
+        return x, g
+
     def field(self, transform: Callable[..., Tensor], masks: Tensor, x: Tensors, g: Geometry, **options: Any) -> Tensor:
         """One distance field per class, ``(N, C, *spatial)``; 0 for a class that is left out."""
         background = not self.leaves_out_background(g)

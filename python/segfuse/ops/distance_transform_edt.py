@@ -168,7 +168,7 @@ def check(
         indices=bool(return_indices),
         dtype=dtype,
     )
-    plain = input.detach()
+    plain = input.detach().resolve_neg()
     return plain if type(plain) is Tensor else plain.as_subclass(Tensor), request
 
 

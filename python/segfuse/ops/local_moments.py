@@ -199,6 +199,7 @@ def local_moments(
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861 (the windows of SSIM).
     """
     _images(a, b)
+    a, b = a.resolve_neg(), b if b is None else b.resolve_neg()
     return moments(a, b, make_window(window, sigma, kernel, padding, tuple(a.shape[2:])))
 
 

@@ -182,7 +182,8 @@ def check(
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
         _fail(f"input must be (N, C, *spatial); got {_shape(input)}", "loss(input[None], target[None])")
 
-    if mode == "auto":
+    guessed = mode == "auto"
+    if guessed:
         mode = "binary" if input.shape[1] == 1 else "multiclass"
     if mode == "binary":
         channel = input.ndim >= 2 and input.shape[1] == 1
@@ -239,7 +240,32 @@ def check(
     if needs_mask(target, g) and _may_ignore(target, ignore_index):
         kept = ~ignored(target, ignore_index).any(1)
         mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
-    return Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map))), g
+    tensors = Tensors(*(_plain(x) for x in (input, target, weight_map, mask, distance_map)))
+    if guessed and mode == "multiclass" and not index_target and may_look(target):
+        _check_one_class(tensors, g)
+    return tensors, g
+
+
+def _check_one_class(x: Tensors, g: Geometry) -> None:
+    """A target shaped like the logits may as well be masks that overlap, or one mask without its channel."""
+    y = x.target.detach()
+    if type(y) is not Tensor or torch.onnx.is_in_onnx_export():
+        return
+    total = y.sum(1, dtype=torch.float32)
+    wrong = ~((total - 1).abs() < 0.1)
+    if not bool(wrong.any()):
+        return
+    known = y if y.dtype.is_floating_point else y.to(torch.int64)
+    wrong &= ((known >= 0) & (known <= 1)).all(1)  # otherwise the kernel says what is wrong, or a class is ignored
+    if x.mask is not None:
+        wrong &= x.mask.reshape(wrong.shape) != 0
+    if bool(wrong.any()):
+        _fail(
+            f"mode='auto' takes channels as classes, of which a pixel has one; the target {_shape(y)} adds up to "
+            f"{float(total[wrong][0]):g} over the channels of a pixel",
+            "mode='multilabel' for masks that may overlap, mode='binary' for (N, *spatial) without channels, "
+            "mode='multiclass' to take it as it is",
+        )
 
 
 def check_ignore_index(value: int) -> int:
@@ -256,12 +282,12 @@ def needs_mask(target: Tensor, g: Geometry) -> bool:
 
 
 def _plain(x: Tensor | None) -> Any:
-    """Strips tensor subclasses; parameters, plain tensors and those that torch.compile traces with pass."""
+    """Strips tensor subclasses and lazy signs; parameters, plain tensors and those of torch.compile's traces pass."""
     if x is None or type(x) is Tensor or type(x) is torch.nn.Parameter:
-        return x
+        return x if x is None or not x.is_neg() else x.resolve_neg()
     from torch._subclasses.fake_tensor import FakeTensor
 
-    return x if isinstance(x, FakeTensor) else x.as_subclass(Tensor)
+    return x if isinstance(x, FakeTensor) else x.as_subclass(Tensor).resolve_neg()
 
 
 def may_look(x: Tensor) -> bool:
@@ -331,13 +357,17 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
             break
     value = labels[at].item()
     where = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), x.target.shape))
+    whole = isfinite(value) and value == round(value)
+    ignore = f"ignore_index={value:.0f} where that means no label"
     if g.index_target:
         rule = f"class numbers 0 to {top}"
-        call = f"ignore_index={value:g}" if isfinite(value) and value == round(value) else "target.long()"
+        call = ignore if whole else "target.long()"
     else:
         rule = "values from 0 to 1" if x.target.dtype.is_floating_point else "0 or 1"
-        call = f"ignore_index={value:g}, or (target > 0) for a mask of 0 and {value:g}"
-    raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value:g} at {where}. Try: {call}")
+        object = [f"(target > 0) for a mask of 0 and {value:g}"] if value > 1 else []
+        inside = "target.clamp(0, 1)" if isfinite(value) else "target.nan_to_num(0).clamp(0, 1)"
+        call = ", or ".join([*object, ignore]) if whole else inside
+    raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value!r} at {where}. Try: {call}")
 
 
 class Segments(NamedTuple):

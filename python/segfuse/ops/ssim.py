@@ -93,7 +93,8 @@ def pyramid(x: Tensors, g: Geometry, levels: int) -> list[tuple[Tensors, Geometr
         m = (_halve(m) == 1).to(p.dtype)
         p, y = torch.where(m > 0, _halve(p), 0), torch.where(m > 0, _halve(y), 0)
         u = None if u is None else _halve(u)
-        shape = Geometry(tuple(p.shape), "multilabel", "identity", False, False, g.ignore_index, tuple(p.shape))
+        # m says what is ignored: no mean of targets is -100.
+        shape = Geometry(tuple(p.shape), "multilabel", "identity", False, False, -100, tuple(p.shape))
         found.append((Tensors(p, y, u, m), shape))
     return found
 

@@ -28,9 +28,9 @@ def _settings(x: Tensors, g: Geometry, o: Cmssl, grad: Tensor | None, buffers: B
 
 def forward(x: Tensors, g: Geometry, o: Cmssl) -> tuple[Tensor, Tensor, int]:
     """Sums ``(2, N, C)``, the thresholds ``(N, C)`` of e and the number of targets and weights out of range."""
-    sums = torch.empty((2, *g.shape[:2]), dtype=torch.float64)
-    threshold = torch.empty(g.shape[:2], dtype=torch.float64)
-    error = (torch.zeros if o.window.valid else torch.empty)(g.shape, dtype=computed(x.input))
+    sums = torch.empty((2, *g.shape[:2]), dtype=torch.float64, device="cpu")
+    threshold = torch.empty(g.shape[:2], dtype=torch.float64, device="cpu")
+    error = (torch.zeros if o.window.valid else torch.empty)(g.shape, dtype=computed(x.input), device="cpu")
     buffers = Buffers(x, g, entropy=True, backward=False)
     invalid = _cpp.cmssl_forward(
         **_settings(x, g, o, None, buffers),

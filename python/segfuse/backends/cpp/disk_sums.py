@@ -16,7 +16,7 @@ def forward(
     pair: HardPair, with_gradient: bool, *, radii: tuple[int, ...], alpha: float, hard: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sums ``(N, C)`` and their derivative by p. ``hard``: int16 predicted class numbers, or p > 1/2."""
-    sums = torch.empty(pair.groups, dtype=torch.float64)
+    sums = torch.empty(pair.groups, dtype=torch.float64, device="cpu")
     grad = empty_gradient(pair.p) if with_gradient else None
     done = _cpp.disk_sums_forward(
         pair=native(pair, grad),

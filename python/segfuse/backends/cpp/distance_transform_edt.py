@@ -17,7 +17,7 @@ def refuses(input: Tensor, device: str | None = None) -> str | None:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype, device="cpu")
     if out.nbytes >= HUGE:
         _cpp.huge_pages(data=out.data_ptr(), bytes=out.nbytes)
     return out
@@ -42,5 +42,7 @@ def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
         labels = instances(input)
         there = labels != 0
         numbers = torch.unique(labels[there], return_inverse=True)[1]
-        return forward(torch.zeros(input.shape, dtype=torch.int32).masked_scatter_(there, numbers.int() + 1), request)
+        return forward(
+            torch.zeros(input.shape, dtype=torch.int32, device="cpu").masked_scatter_(there, numbers.int() + 1), request
+        )
     return output, second

@@ -17,7 +17,7 @@ def forward(
     pair: HardPair, with_gradient: bool, *, steps: int, alpha: float, norm: str
 ) -> tuple[Tensor, Tensor | None]:
     """Sums ``(N, C)`` and their derivative by p."""
-    sums = torch.empty(pair.groups, dtype=torch.float64)
+    sums = torch.empty(pair.groups, dtype=torch.float64, device="cpu")
     grad = empty_gradient(pair.p) if with_gradient else None
     _cpp.erosion_forward(
         pair=native(pair, grad),

@@ -32,8 +32,8 @@ def forward(
 ) -> tuple[Tensor, int, Tensor, Tensor | None]:
     """The value in its own shape, the number of targets or weights out of range, the sums and, if asked, a gradient."""
     f = call.formula
-    value = torch.empty(call.value_shape, dtype=call.dtype)
-    sums = torch.empty((f.plan.rows * (2 if ahead else 1), *call.geometry.shape[:2]), dtype=torch.float64)
+    value = torch.empty(call.value_shape, dtype=call.dtype, device="cpu")
+    sums = torch.empty((f.plan.rows * (2 if ahead else 1), *call.geometry.shape[:2]), dtype=torch.float64, device="cpu")
     grad = empty_gradient(x.input) if ahead else None
     layout, code = _native(call, x)
     invalid = _cpp.formula_forward(

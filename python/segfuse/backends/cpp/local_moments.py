@@ -16,7 +16,9 @@ from .pixel_stats import refuses as refuses
 
 
 def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
-    rows = tuple(torch.empty(moments_shape(a, window), dtype=computed(a)) for _ in range(2 if b is None else 5))
+    rows = tuple(
+        torch.empty(moments_shape(a, window), dtype=computed(a), device="cpu") for _ in range(2 if b is None else 5)
+    )
     _cpp.local_moments_forward(
         layout=_cpp.MomentsPass(**describe_moments(a, b, window)),
         a=a.data_ptr(),

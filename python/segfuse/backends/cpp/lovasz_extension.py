@@ -19,10 +19,10 @@ def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Ten
 
     Slopes are float32 (float64 for float64 logits), twice the bytes of half logits. Where none are kept there are none.
     """
-    value, positives = torch.empty((2, *how.count(g)), dtype=torch.float64)
+    value, positives = torch.empty((2, *how.count(g)), dtype=torch.float64, device="cpu")
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
     classes = classes_at_a_time(g.shape[1], how)
-    slope = huge_pages(torch.empty((g.shape[0], classes, g.pixels), dtype=dtype))
+    slope = huge_pages(torch.empty((g.shape[0], classes, g.pixels), dtype=dtype, device="cpu"))
     invalid = _cpp.lovasz_extension_forward(
         layout=layout(x, g, _NO_SUMS),
         hinge=how.hinge,

@@ -25,9 +25,13 @@ def forward(
     points: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Losses ``(N, C)`` and their derivative by p."""
-    losses = torch.empty(pair.groups, dtype=torch.float64)
+    losses = torch.empty(pair.groups, dtype=torch.float64, device="cpu")
     grad = empty_gradient(pair.p) if with_gradient else None
-    given = torch.cat([*points, torch.zeros(1, pair.p.ndim - 2, dtype=torch.float64)]) if points is not None else None
+    given = (
+        torch.cat([*points, torch.zeros(1, pair.p.ndim - 2, dtype=torch.float64, device="cpu")])
+        if points is not None
+        else None
+    )
     _cpp.pairwise_hausdorff_forward(
         pair=native(pair, grad),
         mean=pairwise_mean(alpha, form),

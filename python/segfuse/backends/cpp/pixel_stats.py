@@ -56,7 +56,7 @@ def _segments(segments: Segments | None) -> dict[str, int]:
 def forward(x: Tensors, g: Geometry, plan: Plan, segments: Segments | None = None) -> tuple[Tensor, int]:
     """Sums ``(K, N, C)`` or ``(K, groups, 1)`` and the number of targets or weights out of range."""
     groups = segments.groups if segments else g.shape[0]
-    sums = torch.empty((plan.rows, groups, g.shape[1]), dtype=torch.float64)
+    sums = torch.empty((plan.rows, groups, g.shape[1]), dtype=torch.float64, device="cpu")
     invalid = _cpp.pixel_stats_forward(
         layout=layout(x, g, plan),
         inputs=pointers(x),
@@ -90,7 +90,7 @@ def backward(
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
-    out = torch.empty(g.map_shape, dtype=dtype)
+    out = torch.empty(g.map_shape, dtype=dtype, device="cpu")
     invalid = _cpp.pixel_stats_map(
         layout=layout(x, g, plan, out),
         inputs=pointers(x),

@@ -31,7 +31,7 @@ def _settings(x: Tensors, g: Geometry, o: Ssim, grad: Tensor | None, buffers: Bu
 def forward(x: Tensors, g: Geometry, o: Ssim, ahead: bool) -> tuple[Tensor, int, Tensor | None]:
     """Sums ``(2, N, C)``, the number of targets and weights out of range and, if asked, the gradient of every group by
     its sum."""
-    sums = torch.empty((2, *g.shape[:2]), dtype=torch.float64)
+    sums = torch.empty((2, *g.shape[:2]), dtype=torch.float64, device="cpu")
     grad = gradient_without(x, g, o.first_class) if ahead else None
     buffers = Buffers(x, g, entropy=False, backward=False)
     invalid = _cpp.ssim_forward(**_settings(x, g, o, grad, buffers), sums=sums.data_ptr())

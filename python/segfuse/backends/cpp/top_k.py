@@ -12,8 +12,8 @@ from .pixel_stats import refuses as refuses
 
 def forward(values: Tensor, valid: Tensor | None, percent: float) -> Selection:
     rows, length = values.shape
-    chosen = torch.empty(values.shape, dtype=torch.uint8)
-    sum, count = torch.empty((2, rows), dtype=torch.float64)
+    chosen = torch.empty(values.shape, dtype=torch.uint8, device="cpu")
+    sum, count = torch.empty((2, rows), dtype=torch.float64, device="cpu")
     _cpp.top_k_forward(
         rows=rows,
         length=length,

@@ -45,8 +45,8 @@ def _above_half(x: Tensor, r: int) -> Tensor:
     """max(0, mean over the ball of radius r - 1/2), 0 outside the image."""
     dims = x.ndim - 2
     axis = torch.arange(-r, r + 1, device=x.device)
-    squares = sum(g**2 for g in torch.meshgrid(*[axis] * dims, indexing="ij"))
-    ball = (torch.as_tensor(squares) <= r * r).to(x.dtype)[None, None]
+    squares = torch.stack(torch.meshgrid(*[axis] * dims, indexing="ij")).square().sum(0)
+    ball = (squares <= r * r).to(x.dtype)[None, None]
     convolve = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
     count = convolve(x.reshape(-1, 1, *x.shape[2:]), ball, padding=r)
     return (count.reshape(x.shape) / ball.sum() - 0.5).clamp(min=0)
