@@ -43,9 +43,8 @@ def _narrow(x: Array, kind: int, out: Array) -> None:
 
 
 @compiled
-def _widen(x: Array, kind: int, out: Array) -> None:
-    """x: the bits, uint16. out: float32"""
-    whole = np.empty(LANES, np.int32)
+def _widen(x: Array, kind: int, out: Array, whole: Array) -> None:
+    """x: the bits, uint16. out: float32. whole: int32, whose type is wanted"""
     for i in range(0, len(x), LANES):
         count = min(LANES, len(x) - i)
         size = convert(whole, take(x, i, count))
@@ -64,7 +63,7 @@ def widen(x: Array, out: Array) -> None:
         return
     packed = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
     found = np.empty(packed.shape, np.float32)
-    _widen(packed, HALF if x.dtype == np.float16 else BRAIN, found)
+    _widen(packed, HALF if x.dtype == np.float16 else BRAIN, found, np.empty(0, np.int32))
     np.copyto(out, found.reshape(x.shape))
 
 

@@ -87,6 +87,12 @@ def _coefficients(coefficient: Any, rows: Any, terms: Any, sample: int, classes:
 
 
 @part
+def _place(at: Any, operand: int, n: int, j: int) -> int:
+    """Of the first pixel of a class of a sample."""
+    return at[operand, 0] + n * at[operand, 2] + j * at[operand, 1]
+
+
+@part
 def _slope(s: Any, at: int, y: Any, p: Any) -> Any:
     """d / dp of all moments, without the weight. y: where the class is the target"""
     return (select(y, spread(s, s[at + 1]), 0) + s[at]) + (select(y, spread(s, s[at + 3]), 0) + s[at + 2]) * p
@@ -136,25 +142,25 @@ def softmax_pass(
             _coefficients(coefficient, rows, terms, sample, classes, s, k_at)
         for begin in range(0, length, TILE):
             size = min(TILE, length - begin)
-            place = [at[i, 0] + n * at[i, 2] + begin for i in range(5)]
+            y_at, w_at, mask_at = (_place(at, 1, n, 0) + begin, _place(at, 2, n, 0) + begin, _place(at, 3, n, 0) + begin)
             seen = spread(s, 0)
             for i in range(0, size, LANES):
-                label, valid, off = _target(
-                    y, place[1] + i, k, place[3] + i, masked, size - i, ignore, classes - 1
-                )  # fmt: skip
+                count = size - i
+                label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, classes - 1)
                 wrong = wrong + select(off, spread(s, 1), 0)
                 one = select(valid, spread(s, 1), 0)
                 seen, u = seen + one, one
                 if weighted:
-                    u = take(w, place[2] + i, size - i)
+                    u = take(w, w_at + i, count)
                     wrong = wrong + select(u < 0, spread(s, 1), 0)
                     u = select(valid, u, 0)
                 store(s, _LABEL + i, select(valid, label, -1))
                 store(s, _U + i, u)
             if probabilities:
                 for j in range(classes):
+                    x_at = _place(at, 0, n, j) + begin
                     for i in range(0, size, LANES):
-                        v = take(x, place[0] + j * at[0, 1] + i, size - i)
+                        v = take(x, x_at + i, size - i)
                         v = select(load(s, _LABEL + i) >= 0, v, 0)
                         store(s, e_at + j * PITCH + i, v)
                         store(s, _TOP + i, v if j == 0 else most(v, load(s, _TOP + i)))
@@ -198,7 +204,7 @@ def softmax_pass(
             for j in range(classes):
                 y_count, true, pred, pred2 = spread(s, 0), spread(s, 0), spread(s, 0), spread(s, 0)
                 weight, tp, tp2 = spread(s, 0), spread(s, 0), spread(s, 0)
-                c = k_at + j * each
+                c, out_at = k_at + j * each, _place(at, 4, n, j) + begin
                 for i in range(0, size, LANES):
                     here, u = load(s, _LABEL + i) == j, load(s, _U + i)
                     p = load(s, e_at + j * PITCH + i) * load(s, _INVERSE + i) if probabilities else u
@@ -211,7 +217,7 @@ def softmax_pass(
                     if gradient:
                         g = u * _slope(s, c, here, p) - load(s, _MEAN + i)
                         g = p * g + select(here, load(s, _OWN + i), p * load(s, _H + i))
-                        put(out, place[4] + j * at[4, 1] + i, size - i, g if probabilities else u * 0)
+                        put(out, out_at + i, size - i, g if probabilities else u * 0)
                 if sums:
                     _add(partial, rows[COUNT], sample, j, seen)
                     _add(partial, rows[TRUE_COUNT], sample, j, y_count)
@@ -261,8 +267,10 @@ def sigmoid_pass(
         if gradient:
             _coefficients(coefficient, rows, terms, sample, classes, s, k_at)
         for j in range(classes):
-            place = [at[i, 0] + n * at[i, 2] + j * at[i, 1] for i in range(5)]
             c = k_at + j * each
+            x_at, y_at, w_at = _place(at, 0, n, j), _place(at, 1, n, j), _place(at, 2, n, j)
+            mask_at, out_at = _place(at, 3, n, j), _place(at, 4, n, j)
+            top = classes - 1 if index else 1
             for begin in range(0, length, TILE):
                 size = min(TILE, length - begin)
                 seen, y_count, weight, true = spread(s, 0), spread(s, 0), spread(s, 0), spread(s, 0)
@@ -271,20 +279,18 @@ def sigmoid_pass(
                     store(s, t * LANES, spread(s, 0))
                 for i in range(begin, begin + size, LANES):
                     count = begin + size - i
-                    label, valid, off = _target(
-                        y, place[1] + i, k, place[3] + i, masked, count, ignore, classes - 1 if index else 1
-                    )  # fmt: skip
+                    label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, top)
                     wrong = wrong + select(off, spread(s, 1), 0)
                     here = valid & (label == (j if index else 1))
                     one = select(valid, spread(s, 1), 0)
                     u = one
                     if weighted:
-                        u = take(w, place[2] + i, count)
+                        u = take(w, w_at + i, count)
                         wrong = wrong + select(u < 0, spread(s, 1), 0)
                         u = select(valid, u, 0)
                     p, slope = u * 0, u * 0
                     if probabilities:
-                        z = select(valid, take(x, place[0] + i, count), 0)
+                        z = select(valid, take(x, x_at + i, count), 0)
                         side = select(here, z * -1, z)  # > 0: on the wrong side
                         e = exp_negative(magnitude(z) * -1)
                         high = constant(u, 1) / (e + 1)
@@ -308,7 +314,7 @@ def sigmoid_pass(
                         if gradient:
                             slope = low * high * (u * _slope(s, c, here, p)) + slope
                     if gradient:
-                        put(out, place[4] + i, count, slope)
+                        put(out, out_at + i, count, slope)
                     if sums:
                         up = u * p
                         upp = up * p

@@ -460,7 +460,8 @@ def some(typing: Any, mask: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-part = njit(error_model="numpy", nogil=True, forceinline=True)  # of a kernel; compiled and kept with it
+_PART: Any = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part = njit(error_model="numpy", nogil=True, forceinline=True, **_PART)  # of a kernel; compiled and kept with it
 
 
 # ---------------------------------------------------------------------------------------------------- mathematics

@@ -28,14 +28,15 @@ _pool: ThreadPoolExecutor | None = None
 _FASTMATH = {"contract", "nsz"}
 
 
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel ``(first, last, ...)`` over pieces, or a function of one."""
+def allocating(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that makes arrays of its own."""
     return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH)
 
 
-def summing(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose sums may be split over the lanes of a register, always in the same way."""
-    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH | {"reassoc"})
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel ``(first, last, ...)`` over pieces, or a function of one. It allocates nothing, so nobody counts the
+    references to an array: a count is atomic, and threads that share the array wait for each other in every loop."""
+    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH, _nrt=False)
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:
