@@ -317,38 +317,32 @@ class Sweep:
         gradient)`` receives rows of gradients by a."""
         sent = adjoint
         if moments is not None:
-            sent = self.records(5)
+            sent = moments if len(moments) == 5 * self.step else self.records(5)  # a row reads its own before it writes
             run(
                 scatter, self.rows, adjoint, self.step, moments, 2 * self.step, sent, self.step, self._z_table(),
                 self.weights[0], self.length, cov,
             )  # fmt: skip
 
+        r, rx = self.radius[1], self.radius[2]
+        along_y = _block_table(self.rows, self.height, self.block, r, self.length, self.pitch, rx)
+
         def block(first: int, last: int) -> None:
-            r, rx = self.radius[1], self.radius[2]
             room, between, record = self.room(2, True), self.room(5, False), self.room(5, True)
             done = self.room(5, False)
             for i in range(first, last):
                 plane, y, end = self.block_of(i)
                 rows, own = self.pixels(plane, y, end, room), end - y
                 self.along_x(room, rows, between, False)
-                step = own * self.pitch
-                table = _table(own, self.pitch, rx, self.length, r * self.length, 0, len(self.weights[1]))
-                taps = np.arange(y - r, end + r)
-                places = np.where(
-                    (taps >= 0) & (taps < self.height), plane * self.height + taps, self.rows
-                ) * self.length  # fmt: skip
-                table = table.copy()
-                table[:, 2:] = np.lib.stride_tricks.sliding_window_view(places, 2 * r + 1)
+                step, row = own * self.pitch, plane * self.height + y
                 scatter(
-                    0, own, sent, self.step, between, 2 * rows * self.length, record, step, table, self.weights[1],
-                    self.length, cov,
+                    row, row + own, sent, self.step, between, 2 * rows * self.length, record, step, along_y,
+                    self.weights[1], self.length, cov,
                 )  # fmt: skip
                 # beside the rows nothing is sent back; lanes beyond their end hold what no window has made
                 margins = record[: 5 * step].reshape(5, own, self.pitch)
                 margins[:, :, :rx] = 0
                 margins[:, :, rx + self.width :] = 0
-                table = _table(own, self.length, 0, self.pitch, 0, 1, len(self.weights[2])).copy()
-                table[:, 1] += r * self.pitch + rx
+                table = _table(own, self.length, 0, self.pitch, r * self.pitch + rx, 1, len(self.weights[2]))
                 scatter(
                     0, own, record, step, room, rows * self.pitch, done, own * self.length, table, self.weights[2],
                     self.length, cov,
@@ -366,6 +360,17 @@ def _table(rows: int, out_pitch: int, out_at: int, pitch: int, centre: int, step
     table[:, 0] = out_at + row * out_pitch
     table[:, 1] = row * pitch + centre
     table[:, 2:] = (row * pitch)[:, None] + step * np.arange(taps)
+    return table
+
+
+@lru_cache(maxsize=4)
+def _block_table(rows: int, height: int, block: int, radius: int, length: int, pitch: int, beside: int) -> Array:
+    """Taps along y among all rows, for places within a block: of results ``beside`` the begin of a row, of own values
+    ``radius`` rows further down."""
+    table = _depth_table(rows, 1, height, radius, length, rows).copy()
+    row = np.arange(rows) % height % block
+    table[:, 0] = row * pitch + beside
+    table[:, 1] = (row + radius) * length
     return table
 
 
