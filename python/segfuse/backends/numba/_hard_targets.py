@@ -1,5 +1,5 @@
-"""pixel_stats of hard targets and of the sums that most losses are made of, in registers: a fraction of the time, and of
-the time to compile, that the general kernel takes.
+"""pixel_stats of hard targets and of the sums that most losses are made of, in registers: for a fraction of what the
+general kernel takes, to compile and to run.
 
 Steps and numerics are those of csrc/cpp/pixel_stats_kernels.cpp: of the side that a hard target is on only the own loss
 is computed, under softmax once for a pixel. Sums of a tile are float32, one lane for each 16 pixels, and then float64.
@@ -142,7 +142,11 @@ def softmax_pass(
             _coefficients(coefficient, rows, terms, sample, classes, s, k_at)
         for begin in range(0, length, TILE):
             size = min(TILE, length - begin)
-            y_at, w_at, mask_at = (_place(at, 1, n, 0) + begin, _place(at, 2, n, 0) + begin, _place(at, 3, n, 0) + begin)
+            y_at, w_at, mask_at = (
+                _place(at, 1, n, 0) + begin,
+                _place(at, 2, n, 0) + begin,
+                _place(at, 3, n, 0) + begin,
+            )
             seen = spread(s, 0)
             for i in range(0, size, LANES):
                 count = size - i
