@@ -1,8 +1,9 @@
-"""The Numba backend against the C++ one and plain torch: forward and backward, two threads, the median of calls in turn.
+"""The Numba backend against the C++ one and plain torch: forward and backward, two threads, the median of many calls.
 
-    python benchmarks/numba_backend.py                         every op (some ten minutes; 4 GB)
-    python benchmarks/numba_backend.py erosion disk_sums       some
-    python benchmarks/numba_backend.py --compile [op ...]      the first call of a process: its kernels compiled, or on disk
+    python benchmarks/numba_backend.py                       every op (some ten minutes; 4 GB)
+    python benchmarks/numba_backend.py erosion disk_sums     some
+    python benchmarks/numba_backend.py --rows Dice           rows whose name or shape has that in it
+    python benchmarks/numba_backend.py --compile [op ...]    the first call of a process: kernels compiled, or on disk
 
 Plain torch is the code that `peers.py` has for the loss, else the reference backend (marked *). It is left out where a
 call takes seconds. Distances have no backward pass.
@@ -174,11 +175,12 @@ def row(op: str, case: Case, share: float) -> str:
         calls["torch"] = plain
     took = {name: statistics.median(samples) * 1e3 for name, samples in interleave(calls, share).items()}
     shape = "x".join(map(str, case.shape))
-    line = f"{op:22} {case.name:24} {shape:16} {took['cpp']:9.2f} {took['numba']:9.2f} {took['numba'] / took['cpp']:7.2f}"
+    cpp, ours = took["cpp"], took["numba"]
+    line = f"{op:22} {case.name:26} {shape:15} {cpp:9.2f} {ours:9.2f} {ours / cpp:7.2f}"
     if slow:
         return f"{line}{'-':>11}{'-':>8}"
     mark = "*" if case.plain is None else " "
-    return f"{line} {took['torch']:10.2f} {took['torch'] / took['numba']:7.2f}{mark}"
+    return f"{line} {took['torch']:10.2f} {took['torch'] / ours:7.2f}{mark}"
 
 
 def _heavy(case: Case) -> bool:
@@ -209,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("ops", nargs="*", metavar="OP", help=", ".join(OPS))
     parser.add_argument("--seconds", type=float, default=0.5, help="time for each backend in a row (default 0.5)")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name or shape has this in it")
     parser.add_argument("--compile", action="store_true", help="the first call, instead of the table")
     parser.add_argument("--first-call", choices=OPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -227,13 +230,15 @@ def main() -> None:
         print(f"\nThe first call of a process, in seconds\n{'':22} {'compiles':>9} {'on disk':>9}")
     else:
         print("Milliseconds; numba / cpp; plain torch (*: the reference backend) and plain torch / numba\n")
-        print(f"{'op':22} {'':24} {'shape':16} {'cpp':>9} {'numba':>9} {'/ cpp':>7} {'torch':>10} {'/ numba':>7}")
+        print(f"{'op':22} {'':26} {'shape':15} {'cpp':>9} {'numba':>9} {'/ cpp':>7} {'torch':>10} {'/ numba':>7}")
     steady_heap()
     for op in options.ops or OPS:
         if options.compile:
             print(compile_row(op), flush=True)
             continue
         for case in cases(op):
+            if options.rows not in f"{case.name} {'x'.join(map(str, case.shape))}":
+                continue
             print(row(op, case, options.seconds), flush=True)
 
 
