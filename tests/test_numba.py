@@ -63,9 +63,9 @@ def test_another_process_finds_the_compiled_kernel():
         sf.DiceLoss()(X, Y)
     code = """
 import torch, segfuse
-segfuse.DiceLoss()(torch.ones(1, 1, 8), torch.ones(1, 8, dtype=torch.long))
-from segfuse.backends.numba.pixel_stats import _pass
-print(sum(_pass.stats.cache_hits.values()), sum(_pass.stats.cache_misses.values()))
+segfuse.DiceLoss()(torch.ones(1, 2, 8), torch.ones(1, 8, dtype=torch.long))
+from segfuse.backends.numba._hard_targets import softmax_pass
+print(sum(softmax_pass.stats.cache_hits.values()), sum(softmax_pass.stats.cache_misses.values()))
 """
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -43,9 +43,8 @@ def _narrow(x: Array, kind: int, out: Array) -> None:
 
 
 @compiled
-def _widen(x: Array, kind: int, out: Array) -> None:
-    """x: the bits, uint16. out: float32"""
-    whole = np.empty(LANES, np.int32)
+def _widen(x: Array, kind: int, out: Array, whole: Array) -> None:
+    """x: the bits, uint16. out: float32. whole: int32, whose type is wanted"""
     for i in range(0, len(x), LANES):
         count = min(LANES, len(x) - i)
         size = convert(whole, take(x, i, count))
@@ -63,9 +62,11 @@ def widen(x: Array, out: Array) -> None:
         np.copyto(out, x)
         return
     packed = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
-    found = np.empty(packed.shape, np.float32)
-    _widen(packed, HALF if x.dtype == np.float16 else BRAIN, found)
-    np.copyto(out, found.reshape(x.shape))
+    direct = out.dtype == np.float32 and out.flags.c_contiguous
+    found = out.reshape(-1) if direct else np.empty(packed.shape, np.float32)
+    _widen(packed, HALF if x.dtype == np.float16 else BRAIN, found, np.empty(0, np.int32))
+    if not direct:
+        np.copyto(out, found.reshape(x.shape))
 
 
 def narrow(x: Array, out: Array) -> None:
@@ -73,6 +74,8 @@ def narrow(x: Array, out: Array) -> None:
     if out.dtype not in (np.float16, np.uint16):
         np.copyto(out, x, casting="same_kind")
         return
-    packed = np.empty(x.size, np.uint16)
+    direct = out.flags.c_contiguous
+    packed = out.view(np.uint16).reshape(-1) if direct else np.empty(x.size, np.uint16)
     _narrow(np.ascontiguousarray(x, np.float32).reshape(-1), HALF if out.dtype == np.float16 else BRAIN, packed)
-    np.copyto(out, packed.view(out.dtype).reshape(x.shape))
+    if not direct:
+        np.copyto(out, packed.view(out.dtype).reshape(x.shape))

@@ -176,7 +176,7 @@ def take(typing: Any, array: Any, at: Any, count: Any) -> Any:
         room = cgutils.alloca_once(builder, _vector(dtype))
         with builder.if_else(_is_whole(builder, args[2]), likely=True) as (then, otherwise):
             with then:
-                builder.store(builder.load(where, align=dtype.bitwidth // 8), room)
+                whole, from_whole = builder.load(where, align=dtype.bitwidth // 8), builder.block
             with otherwise:
                 builder.store(ir.Constant(_vector(dtype), None), room)
                 _each(
@@ -185,7 +185,11 @@ def take(typing: Any, array: Any, at: Any, count: Any) -> Any:
                     room,
                     lambda i, to: builder.store(builder.load(builder.gep(data, [i])), to) and None,
                 )
-        return builder.load(room)
+                some_, from_some = builder.load(room), builder.block
+        found = builder.phi(_vector(dtype))
+        found.add_incoming(whole, from_whole)
+        found.add_incoming(some_, from_some)
+        return found
 
     return Lanes(array.dtype)(array, types.intp, types.intp), emit
 
@@ -456,7 +460,8 @@ def some(typing: Any, mask: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-part = njit(error_model="numpy", nogil=True, forceinline=True)  # of a kernel; compiled and kept with it
+_PART: Any = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part = njit(error_model="numpy", nogil=True, forceinline=True, **_PART)  # of a kernel; compiled and kept with it
 
 
 # ---------------------------------------------------------------------------------------------------- mathematics

@@ -26,16 +26,18 @@ _pool: ThreadPoolExecutor | None = None
 
 # NaN and infinity keep their meaning: no "nnan", no "ninf". "reassoc" would undo roundings that are meant.
 _FASTMATH = {"contract", "nsz"}
+_UNCOUNTED: Any = {"_nrt": False}
 
 
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel ``(first, last, ...)`` over pieces, or a function of one."""
+def allocating(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that makes arrays of its own."""
     return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH)
 
 
-def summing(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose sums may be split over the lanes of a register, always in the same way."""
-    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH | {"reassoc"})
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel ``(first, last, ...)`` over pieces, or a function of one. It allocates nothing, so nobody counts the
+    references to an array: a count is atomic, and threads that share the array wait for each other in every loop."""
+    return numba.njit(kernel, nogil=True, cache=True, error_model="numpy", fastmath=_FASTMATH, **_UNCOUNTED)
 
 
 def refuses(input: Tensor, device: str | None = None) -> str | None:

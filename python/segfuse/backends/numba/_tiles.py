@@ -75,6 +75,9 @@ class Operand:
         length = piece.end - piece.begin
         for n in range(piece.first, piece.last):
             found = tile[n - piece.first, :, :length]
+            if self.half and self.flat is not None:
+                narrow(found, self.flat[n, :, piece.begin : piece.end])
+                continue
             if self.half:
                 packed = np.empty(found.shape, self.spatial.dtype)
                 narrow(found, packed)

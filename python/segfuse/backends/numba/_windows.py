@@ -42,10 +42,11 @@ def gather(
     length: int,
     raw: bool,
     pair: bool,
+    var: bool,
     cov: bool,
 ) -> None:
-    """Moments of windows from pixels (raw) or from moments. step: from record to record; out_at: the place of
-    out[0]."""
+    """Moments of windows from pixels (raw) or from moments. var, cov: which there are beside the means. step: from one
+    record to the next; out_at: the place of out[0]."""
     var_a, mean_b, var_b, both = step, step if raw else 2 * step, 3 * step, 4 * step
     for row in range(first, last):
         to, centre = table[row, 0] - out_at, table[row, 1]
@@ -58,27 +59,29 @@ def gather(
                 da = load(source, at) - ca
                 wa = da * w
                 sa = sa + wa
-                qa = multiply_add(wa, da, qa)
-                if not raw:
-                    qa = multiply_add(load(source, at + var_a), w, qa)
+                if var:
+                    qa = multiply_add(wa, da, qa)
+                    if not raw:
+                        qa = multiply_add(load(source, at + var_a), w, qa)
                 if pair:
                     db = load(source, at + mean_b) - cb
                     wb = db * w
                     sb = sb + wb
-                    qb = multiply_add(wb, db, qb)
-                    if not raw:
-                        qb = multiply_add(load(source, at + var_b), w, qb)
+                    if var:
+                        qb = multiply_add(wb, db, qb)
+                        if not raw:
+                            qb = multiply_add(load(source, at + var_b), w, qb)
                     if cov:
                         ab = multiply_add(wa, db, ab)
                         if not raw:
                             ab = multiply_add(load(source, at + both), w, ab)
-            qa = qa - sa * sa
             store(out, to + i, sa + ca)
-            store(out, to + out_step + i, most(spread(source, 0), qa))
+            if var:
+                store(out, to + out_step + i, most(spread(source, 0), qa - sa * sa))
             if pair:
-                qb = qb - sb * sb
                 store(out, to + 2 * out_step + i, sb + cb)
-                store(out, to + 3 * out_step + i, most(spread(source, 0), qb))
+                if var:
+                    store(out, to + 3 * out_step + i, most(spread(source, 0), qb - sb * sb))
                 if cov:
                     store(out, to + 4 * out_step + i, ab - sa * sb)
 
@@ -180,7 +183,7 @@ class Sweep:
         self.read(plane, top, bottom, x[: 1 + self.pair, skip : skip + bottom - top, rx : rx + self.width])
         return rows
 
-    def along_x(self, room: Array, rows: int, out: Array, cov: bool) -> None:
+    def along_x(self, room: Array, rows: int, out: Array, var: bool, cov: bool) -> None:
         table = _table(rows, self.length, 0, self.pitch, self.radius[2], 1, len(self.weights[2]))
         gather(
             0,
@@ -195,19 +198,23 @@ class Sweep:
             self.length,
             True,
             self.pair,
+            var,
             cov,
         )
 
-    def moments(self, cov: bool, use: Callable[[int, int, Array], None], keep: bool = False) -> Array | None:
+    def moments(
+        self, cov: bool, use: Callable[[int, int, Array], None], keep: bool = False, var: bool = True
+    ) -> Array | None:
         """``use(first, last, moments)`` receives the moments of some rows of windows, ``(records, rows, length)``.
-        Returns those of all rows before the last axis, if there is one more and they are to be kept.
+        Without ``var`` the means alone are made. Returns those of all rows before the last axis, if there is one more
+        and they are to be kept.
         """
         number = 5 if cov else 4 if self.pair else 2
         depth = self.radius[0] > 0
         if depth and not keep:
             self._by_slabs(number, cov, use)
             return None
-        volume = self.records(number) if depth else None
+        volume = self.records(5) if depth else None  # as many as the way back writes
 
         def block(first: int, last: int) -> None:
             room, between, done = self.room(2, True), self.room(5, False), self.room(5, False)
@@ -215,9 +222,9 @@ class Sweep:
                 plane, y, end = self.block_of(i)
                 row = plane * self.height + y
                 if volume is not None:
-                    self._along_xy(plane, y, end, room, between, volume, row, self.step, cov)
+                    self._along_xy(plane, y, end, room, between, volume, row, self.step, var, cov)
                     continue
-                self._along_xy(plane, y, end, room, between, done, 0, (end - y) * self.length, cov)
+                self._along_xy(plane, y, end, room, between, done, 0, (end - y) * self.length, var, cov)
                 self._pass_on(row, end - y, number, done, use)
 
         run(block, self.planes * self.blocks)
@@ -228,18 +235,19 @@ class Sweep:
                 done = np.empty(number * self.block * self.length, self.dtype)
                 for i in range(first, last):
                     row, end = i * self.block, min((i + 1) * self.block, self.rows)
-                    self._along_z(row, end, volume, self.step, done, table, cov)
+                    self._along_z(row, end, volume, self.step, done, table, var, cov)
                     self._pass_on(row, end - row, number, done, use)
 
             run(along_z, -(-self.rows // self.block))
         return volume
 
     def _along_xy(
-        self, plane: int, y: int, end: int, room: Array, between: Array, out: Array, row: int, step: int, cov: bool
-    ) -> None:
+        self, plane: int, y: int, end: int, room: Array, between: Array, out: Array, row: int, step: int, var: bool,
+        cov: bool,
+    ) -> None:  # fmt: skip
         """Moments of some rows before the last axis, from row ``row`` of ``out`` on."""
         rows, own = self.pixels(plane, y, end, room), end - y
-        self.along_x(room, rows, between, cov)
+        self.along_x(room, rows, between, var, cov)
         table = _table(
             own, self.length, 0, self.length, self.radius[1] * self.length, self.length, len(self.weights[1])
         )
@@ -256,10 +264,13 @@ class Sweep:
             self.length,
             False,
             self.pair,
+            var,
             cov,
         )
 
-    def _along_z(self, row: int, end: int, volume: Array, step: int, done: Array, table: Array, cov: bool) -> None:
+    def _along_z(
+        self, row: int, end: int, volume: Array, step: int, done: Array, table: Array, var: bool, cov: bool
+    ) -> None:
         gather(
             row,
             end,
@@ -273,6 +284,7 @@ class Sweep:
             self.length,
             False,
             self.pair,
+            var,
             cov,
         )
 
@@ -294,12 +306,12 @@ class Sweep:
                     for y in range(0, H, self.block):
                         row = (plane - low) * H + y
                         self._along_xy(
-                            top + plane, y, min(y + self.block, H), room, between, volume, row, step, cov
+                            top + plane, y, min(y + self.block, H), room, between, volume, row, step, True, cov
                         )  # fmt: skip
                 table = _depth_table((high - low) * H, H, high - low, r, self.length, none)
                 for row in range((z - low) * H, (end - low) * H, self.block):
                     stop = min(row + self.block, (end - low) * H)
-                    self._along_z(row, stop, volume, step, done, table, cov)
+                    self._along_z(row, stop, volume, step, done, table, True, cov)
                     self._pass_on((top + low) * H + row, stop - row, number, done, use)
 
         run(body, self.planes // self.depth * slabs)
@@ -317,38 +329,32 @@ class Sweep:
         gradient)`` receives rows of gradients by a."""
         sent = adjoint
         if moments is not None:
-            sent = self.records(5)
+            sent = moments  # a row is read before it is written, and no other row is read
             run(
                 scatter, self.rows, adjoint, self.step, moments, 2 * self.step, sent, self.step, self._z_table(),
                 self.weights[0], self.length, cov,
             )  # fmt: skip
 
+        r, rx = self.radius[1], self.radius[2]
+        along_y = _block_table(self.rows, self.height, self.block, r, self.length, self.pitch, rx)
+
         def block(first: int, last: int) -> None:
-            r, rx = self.radius[1], self.radius[2]
             room, between, record = self.room(2, True), self.room(5, False), self.room(5, True)
             done = self.room(5, False)
             for i in range(first, last):
                 plane, y, end = self.block_of(i)
                 rows, own = self.pixels(plane, y, end, room), end - y
-                self.along_x(room, rows, between, False)
-                step = own * self.pitch
-                table = _table(own, self.pitch, rx, self.length, r * self.length, 0, len(self.weights[1]))
-                taps = np.arange(y - r, end + r)
-                places = np.where(
-                    (taps >= 0) & (taps < self.height), plane * self.height + taps, self.rows
-                ) * self.length  # fmt: skip
-                table = table.copy()
-                table[:, 2:] = np.lib.stride_tricks.sliding_window_view(places, 2 * r + 1)
+                self.along_x(room, rows, between, False, False)
+                step, row = own * self.pitch, plane * self.height + y
                 scatter(
-                    0, own, sent, self.step, between, 2 * rows * self.length, record, step, table, self.weights[1],
-                    self.length, cov,
+                    row, row + own, sent, self.step, between, 2 * rows * self.length, record, step, along_y,
+                    self.weights[1], self.length, cov,
                 )  # fmt: skip
                 # beside the rows nothing is sent back; lanes beyond their end hold what no window has made
                 margins = record[: 5 * step].reshape(5, own, self.pitch)
                 margins[:, :, :rx] = 0
                 margins[:, :, rx + self.width :] = 0
-                table = _table(own, self.length, 0, self.pitch, 0, 1, len(self.weights[2])).copy()
-                table[:, 1] += r * self.pitch + rx
+                table = _table(own, self.length, 0, self.pitch, r * self.pitch + rx, 1, len(self.weights[2]))
                 scatter(
                     0, own, record, step, room, rows * self.pitch, done, own * self.length, table, self.weights[2],
                     self.length, cov,
@@ -366,6 +372,17 @@ def _table(rows: int, out_pitch: int, out_at: int, pitch: int, centre: int, step
     table[:, 0] = out_at + row * out_pitch
     table[:, 1] = row * pitch + centre
     table[:, 2:] = (row * pitch)[:, None] + step * np.arange(taps)
+    return table
+
+
+@lru_cache(maxsize=4)
+def _block_table(rows: int, height: int, block: int, radius: int, length: int, pitch: int, beside: int) -> Array:
+    """Taps along y among all rows, for places within a block: of results ``beside`` the begin of a row, of own values
+    ``radius`` rows further down."""
+    table = _depth_table(rows, 1, height, radius, length, rows).copy()
+    row = np.arange(rows) % height % block
+    table[:, 0] = row * pitch + beside
+    table[:, 1] = (row + radius) * length
     return table
 
 

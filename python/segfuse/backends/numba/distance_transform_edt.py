@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...ops.distance_transform_edt import Request, instances
 from ._lanes import LANES, counting, largest, least, load, most, part, root, select, some, spread, store
-from ._run import compiled, run, view
+from ._run import allocating, compiled, run, view
 
 X, Y, Z, FOREGROUND = 1, 2, 4, 8  # bits of a pixel's byte
 STEP = 7  # rows from one whose minimisers are known to the next; two times three lie between
@@ -48,7 +48,7 @@ def _finish(size: Any, squared: bool, scale: float, absent: float) -> Any:
     return select(size < np.inf, (size if squared else root(size)) * scale, absent)
 
 
-@compiled
+@allocating
 def _along_rows(
     first: int,
     last: int,
@@ -195,7 +195,7 @@ def _minimise(
             store(out, at + y3 * LANES, best3)
 
 
-@compiled
+@allocating
 def _down_columns(
     first: int,
     last: int,
@@ -298,7 +298,7 @@ def _move(
 # ---------------------------------------------------------------------------------------------------- two instances
 
 
-@compiled
+@allocating
 def _two_along_rows(
     first: int, last: int, work: Array, labels: Array, W: int, squares: Array, how: tuple[bool, bool, bool, float]
 ) -> None:
@@ -350,7 +350,7 @@ def _see(d: Any, label: Any, first: Any, second: Any, instance: Any, other: Any)
     return select(nearer, d, first), second, select(nearer, label, instance), other
 
 
-@compiled
+@allocating
 def _two_down_columns(
     first: int,
     last: int,

@@ -53,13 +53,13 @@ def _erode(
     norm: int,
     sent: Array,
     out: Array,
+    alive: Array,
+    bounds: Array,
 ) -> float:
     """sum_k k^alpha sum u b_k. b: b_0 of ``size`` numbers and room for every other; sent (2 size), out: its derivative
-    by b_0, if there is room for it."""
+    by b_0, if there is room for it; alive, bounds: 0, of every erosion."""
     D, H, W, pz, py, pitch = layout
     row, plane = pitch * py, pitch * (H + 2 * py) * pz
-    alive = np.zeros((steps + 1, D + 2 * pz, H + 2 * py), np.uint8)
-    bounds = np.zeros((steps + 1, 2))
     column = counting(b)
     value = 0.0
     for k in range(steps + 1):
@@ -180,7 +180,11 @@ def forward(
             b = np.zeros((steps + 1) * size, of.dtype)
             of.inside(b[:size])[...] = off * off
             sent, found = (np.zeros(m * size if with_gradient else 0, of.dtype) for m in (2, 1))
-            sums[n, c] = _erode(b, size, of.field(u), of.layout, steps, alpha, NORMS.index(norm), sent, found)
+            alive = np.zeros((steps + 1, *of.padded[:2]), np.uint8)
+            sums[n, c] = _erode(
+                b, size, of.field(u), of.layout, steps, alpha, NORMS.index(norm), sent, found, alive,
+                np.zeros((steps + 1, 2)),
+            )  # fmt: skip
             if out is not None:
                 np.multiply(2 * off, of.inside(found), out=out[n, c + of.first])
 

@@ -113,18 +113,21 @@ def _gradient(a: Tensor, b: Tensor | None, window: Window, grads: Sequence[Tenso
         for record, factor, grad in ((G_MEAN, 1, grads[0]), (G_VAR, 2, grads[1]), (G_COV, 1, grads[4]))
     ]
 
+    beside = window.valid or sweep.length > sweep.width  # that no window is centred on
+
     def use(first: int, last: int, moments: Array) -> None:
         own = rows[:, first:last]
         own[AT_A] = moments[MEAN_A]
         if b is not None:
             own[AT_B] = moments[MEAN_B]
         for record, factor, grad in given:
-            own[record] = 0
+            if grad is None or beside:
+                own[record] = 0
             if grad is not None:
                 for here, there in _centred(sweep, window.valid, first, last):
                     np.multiply(grad[there], factor, out=own[record][here])
 
-    before = sweep.moments(False, use, keep=True)
+    before = sweep.moments(False, use, keep=True, var=False)
     planes = _planes(out)
 
     def write(plane: int, first: int, last: int, gradient: Array) -> None:

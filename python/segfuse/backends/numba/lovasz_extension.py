@@ -91,14 +91,14 @@ def _keys(
     how: tuple[bool, bool, bool, bool],
     ignore: float,
     special: tuple[int, int, int],
+    p: Array,
 ) -> int:
     """Keys of a run of pixels, of the classes from ``first`` on; how many targets are out of range.
 
     Each tensor comes with the place of the first class and how far it is to the next. how: hinge, softmax, class
-    numbers, mask.
+    numbers, mask. p: room for the probabilities.
     """
     hinge, softmax, index, masked = how
-    p = np.empty((classes if softmax else 0) * LANES, x.dtype)
     wrong = spread(x, 0)
     top = classes - 1 if index else 1
     for i in range(0, length, LANES):
@@ -310,10 +310,10 @@ def _softmax_gradient(
     out_step: int,
     coefficient: Array,
     length: int,
+    p: Array,
 ) -> None:
     """dL/dz_k = p_k (g_k - sum_c g_c p_c) with g = dL/dp, which is 0 for every class of an ignored pixel."""
     classes = len(coefficient)
-    p = np.empty(classes * LANES, x.dtype)
     for i in range(0, length, LANES):
         count = min(LANES, length - i)
         highest = take(x, x_at + i, count)
@@ -437,7 +437,7 @@ def _write_keys(call: _Call, classes: range, slope: Array) -> int:
     invalid = np.zeros(pieces, np.int64)
 
     def part_(first: int, last: int) -> None:
-        rooms = call.rooms(pixels)
+        rooms, p = call.rooms(pixels), np.empty(g.shape[1] * LANES, call.dtype)
         for piece in range(first, last):
             n, begin = piece // each, piece % each * pixels
             end = min(begin + pixels, g.pixels)
@@ -456,6 +456,7 @@ def _write_keys(call: _Call, classes: range, slope: Array) -> int:
                 switches,
                 float(g.ignore_index),
                 BITS[slope.itemsize],
+                p,
             )
 
     run(part_, pieces)
@@ -534,6 +535,7 @@ def backward(x: Tensors, g: Geometry, how: Problems, slope: Tensor, coefficient:
 
     def part_(first: int, last: int) -> None:
         rooms, room = call.rooms(pixels), output.tile(1, pixels)
+        p = np.empty(g.shape[1] * LANES, call.dtype)
         for piece in range(first, last):
             n, begin = piece // each, piece % each * pixels
             end = min(begin + pixels, g.pixels)
@@ -543,7 +545,7 @@ def backward(x: Tensors, g: Geometry, how: Problems, slope: Tensor, coefficient:
             read = call.read(n, begin, end, rooms)[:3] if softmax or call.scores else [slopes, 0, 0]
             own = *read, slopes, at, g.pixels, *where, k, end - begin
             if softmax:
-                _softmax_gradient(*own)
+                _softmax_gradient(*own, p)
             else:
                 _class_gradient(*own, call.scores)
             output.store(Piece(n, n + 1, begin, end), room)

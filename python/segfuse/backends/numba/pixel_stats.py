@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...ops.pixel_stats import MOMENTS, TERMS, Geometry, Plan, Segments, Tensors
 from .._layout import ACTIVATION
+from . import _hard_targets as hard
 from . import _rows as r
 from ._run import refuses, run
 from ._tiles import Array, Operand, Piece
@@ -630,7 +631,26 @@ class _Job:
         groups = segments.groups if segments else N
         self.softmax = g.activation == "softmax"
         self.width = 256 if self.softmax else 512
-        self.C = C
+        self.C, self.S = C, g.pixels
+        self.hard = (
+            self.dtype == np.float32
+            and not x.target.dtype.is_floating_point
+            and ((self.softmax and g.index_target) or (g.activation == "sigmoid" and not g.exclusive))
+            and (x.weight is None or not self.softmax or self.operands[_W].channels == 1)  # type: ignore[union-attr]
+            and not what & _MAP
+            and upstream is None
+            and segments is None
+            and set(plan.moments) <= set(hard.SUMS)
+            and all(t.kind == "focal" and not t.mapped for t in plan.terms)
+        )
+        self.how = (
+            x.weight is not None,
+            x.mask is not None,
+            what & _SUMS > 0,
+            what & _GRADIENT > 0,
+            region or bool(kinds),
+            g.index_target,
+        )
         self._cut(N, C, g.pixels, plan.rows * groups * C * 8 if segments else 0)
         parts = len(self.pieces) if segments else self.parts
         self.partial = np.zeros((parts, plan.rows if what & _SUMS else 0, groups, C))
@@ -650,6 +670,33 @@ class _Job:
             for begin in range(0, S, length)
         ]
         self.most, self.pixels = many, min(length, S)
+
+    def work_hard(self, first: int, last: int) -> None:
+        if first == last:
+            return
+        empty = np.empty((1, 1, 1), self.dtype)
+        kept = [self.operands[i] for i in (_X, _TARGET, _W, _K, _OUT)]
+        tiles = [empty if o is None else o.tile(self.most, self.pixels) for o in kept]
+        flat = [t.reshape(-1) for t in tiles]
+        scratch = hard.scratch(self.C, len(self.terms), self.dtype)
+        kernel = hard.softmax_pass if self.softmax else hard.sigmoid_pass
+        at = np.zeros((len(kept), 3), np.int64)
+        for i in range(first, last):
+            piece = self.pieces[i]
+            for o, tile, where in zip(kept, tiles, at):
+                if o is None:
+                    continue
+                pixels = self.S if o.in_place else self.pixels
+                where[0] = piece.first * o.channels * self.S + piece.begin if o.in_place else 0
+                where[1:] = pixels if o.channels > 1 else 0, o.channels * pixels
+                if o is not kept[-1]:
+                    o.load(piece, tile)
+            self.invalid[i] = kernel(
+                piece.first, piece.last, piece.end - piece.begin, self.C, *flat, at, self.how, scratch,
+                self.partial[i % self.parts], self.coefficient, self.moments, self.terms, self.exponents, self.ignore,
+            )  # fmt: skip
+            if kept[-1] is not None:
+                kept[-1].store(piece, tiles[-1])
 
     def work(self, first: int, last: int) -> None:
         if first == last:
@@ -675,7 +722,7 @@ class _Job:
                     out.store(piece, tiles[_OUT])
 
     def run(self) -> int:
-        run(self.work, len(self.pieces))
+        run(self.work_hard if self.hard else self.work, len(self.pieces))
         return int(self.invalid.sum())
 
 
