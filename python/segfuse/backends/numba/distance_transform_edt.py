@@ -502,8 +502,8 @@ def _instances(input: Tensor) -> Array:
 def forward(input: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
     """Distances, and indices or the distances to the second nearest."""
     two, leading = request.mode == "nearest_two", request.output_shape(input)
-    out = torch.empty((2, *leading) if two else leading, dtype=request.dtype)
-    indices = torch.empty((request.spatial if request.indices else 0, *leading), dtype=torch.int32)
+    out = torch.empty((2, *leading) if two else leading, dtype=request.dtype, device="cpu")
+    indices = torch.empty((request.spatial if request.indices else 0, *leading), dtype=torch.int32, device="cpu")
     if out.numel():
         _transform(input, request, out, indices.reshape(len(indices), out.numel()))
     if two:
@@ -515,7 +515,7 @@ def _transform(input: Tensor, request: Request, out: Tensor, indices: Tensor) ->
     shape, spacing, bits = _lay_out(input, request)
     D, H, W = shape
     scale, wide = _scale(request, shape, spacing)
-    work = out if wide == (out.dtype == torch.float64) else torch.empty(out.shape, dtype=torch.float64)
+    work = out if wide == (out.dtype == torch.float64) else torch.empty(out.shape, dtype=torch.float64, device="cpu")
     unit = [size / scale for size in spacing]
     squares = [_squares(side, u, np.float64 if wide else np.float32) for side, u in zip(shape, unit)]
     two, last = request.mode == "nearest_two", 0 if D > 1 else 1 if H > 1 else 2

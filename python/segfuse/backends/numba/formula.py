@@ -36,7 +36,7 @@ def _derivative(call: Call, sums: Tensor, grad: Tensor | None) -> Tensor:
 def _assumed(call: Call, x: Tensors) -> Tensor:
     """What multiplies the sums, from the target; that no pixel is ignored is checked by the pass itself."""
     plan, g = call.formula.plan, call.geometry
-    known = torch.zeros((plan.rows, *g.shape[:2]), dtype=torch.float64)
+    known = torch.zeros((plan.rows, *g.shape[:2]), dtype=torch.float64, device="cpu")
     if call.count_first:
         known[: plan.counts.rows] = pixel_stats.forward(x, g, plan.counts)[0]
     elif "count" in plan.moments:

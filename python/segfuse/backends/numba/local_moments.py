@@ -70,7 +70,7 @@ def _by_group(x: Tensor, sweep: Sweep, valid: bool) -> Array:
 def forward(a: Tensor, b: Tensor | None, window: Window) -> tuple[Tensor, ...]:
     images = [a] if b is None else [a, b]
     shape, number = moments_shape(a, window), 2 if b is None else 5
-    out = tuple(torch.empty(shape, dtype=computed(a)) for _ in range(number))
+    out = tuple(torch.empty(shape, dtype=computed(a), device="cpu") for _ in range(number))
     if 0 in shape:
         return out
     sweep = _sweep(images, window)

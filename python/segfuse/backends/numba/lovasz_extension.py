@@ -418,7 +418,7 @@ def forward(x: Tensors, g: Geometry, how: Problems) -> tuple[Tensor, Tensor, Ten
     N, C, S = *g.shape[:2], g.pixels
     value, positives = np.zeros((2, *how.count(g)))
     lot = classes_at_a_time(C, how)
-    slope = torch.empty((N, lot, S), dtype=torch.float64 if call.dtype == np.float64 else torch.float32)
+    slope = torch.empty((N, lot, S), dtype=torch.float64 if call.dtype == np.float64 else torch.float32, device="cpu")
     invalid = 0
     for first in range(0, C if slope.numel() else 0, lot):
         classes = range(first, min(first + lot, C))

@@ -758,5 +758,7 @@ def backward(
 
 
 def loss_map(x: Tensors, g: Geometry, plan: Plan, coefficient: Tensor) -> tuple[Tensor, int]:
-    out = torch.empty(g.map_shape, dtype=torch.float64 if x.input.dtype == torch.float64 else torch.float32)
+    out = torch.empty(
+        g.map_shape, dtype=torch.float64 if x.input.dtype == torch.float64 else torch.float32, device="cpu"
+    )
     return out, _Job(x, g, plan, _MAP, out, coefficient, None, None).run()
