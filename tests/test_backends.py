@@ -120,6 +120,25 @@ with segfuse.use_backend("cpp"):
     assert BEST != "cpp" or "on cpp" in text  # the context manager is stronger
 
 
+def test_environment_variables_that_name_nothing():
+    code = """
+try:
+    loss(x, y)
+except RuntimeError as error:
+    print(error)
+"""
+    assert "SEGFUSE_BACKEND must be one of cuda, cpp, numba, reference" in python(code, SEGFUSE_BACKEND="cpu")
+    if BEST == "cpp":
+        done = subprocess.run(
+            [sys.executable, "-c", "import segfuse"],
+            env={**os.environ, "SEGFUSE_ISA": "avx9"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0 and "SEGFUSE_ISA must be one of" in done.stderr and "'avx9'" in done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("first", ["parent", "child"])

@@ -215,6 +215,15 @@ def test_one_loss_in_two_sums():
     assert next(first.parameters()) is next(second.parameters())
 
 
+def test_explain_names_what_else_runs():
+    x, y = problem("multiclass")
+    for loss in (sf.TopKCrossEntropyLoss(), sf.FocalLoss(reduction="none")):
+        assert "the loss of every pixel" in sf.explain(loss, x, y)
+    assert "distance_transform_edt" in sf.explain(sf.BoundaryLoss(), x, y)
+    assert sf.explain(sf.DeepSupervisionLoss(), [x, x], y) == sf.explain(sf.DeepSupervisionLoss(), x, y)
+    assert "pairwise_hausdorff" in sf.explain(sf.WeightedHausdorffLoss(), x[:, :1], [torch.zeros(1, 2)] * len(x))
+
+
 def test_explain_names_the_one_pass():
     x, y = problem("multiclass")
     text = sf.explain(0.5 * sf.FocalLoss() + sf.DiceLoss(), x, y)

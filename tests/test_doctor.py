@@ -29,6 +29,14 @@ def segfuse(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env={**kept, **variables}, capture_output=True, text=True, timeout=120)
 
 
+def test_a_reader_that_has_seen_enough():
+    code = "import sys; from segfuse.cli import main; sys.exit(main(['demo', '--list']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout and run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == b"" and run.wait(60) == 1
+
+
 def hide(folder: Path, *names: str) -> str:
     """A PYTHONPATH under which importing any of ``names`` fails."""
     (folder / "sitecustomize.py").write_text(HIDE.format(names=names))

@@ -7,6 +7,7 @@ import contextvars
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
@@ -15,7 +16,13 @@ import torch
 from torch import Tensor
 
 with contextlib.suppress(ImportError, OSError):  # now, so that it sees any fork: a child must not wait for threads
-    importlib.import_module("segfuse._cpp")
+    _isa = importlib.import_module("segfuse._cpp").isa_info()
+    if os.environ.get("SEGFUSE_ISA", _isa["used"]) != _isa["used"]:
+        warnings.warn(
+            f"SEGFUSE_ISA must be one of {', '.join(_isa['found'])} on this machine; "
+            f"got {os.environ['SEGFUSE_ISA']!r}. {_isa['used']} runs",
+            stacklevel=2,
+        )
 
 OPS = (
     "pixel_stats",
@@ -41,6 +48,8 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("segfuse_ba
 def _load(backend: str, op: str) -> tuple[ModuleType | None, str | None]:
     """The module ``backends/<backend>/<op>.py``, or the reason why there is none."""
     name = f"{__name__}.{backend}.{op}"
+    if backend not in NAMES:
+        return None, f"SEGFUSE_BACKEND must be one of {', '.join(NAMES)}"
     try:
         return importlib.import_module(name), None
     except (ImportError, OSError) as error:

@@ -107,11 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for entry in registry.entries().values():
             print(f"{entry.id:26}{entry.call}")
         return 0
-    if importlib.util.find_spec("matplotlib") is None:
-        raise _Stop("the pictures need matplotlib: pip install 'segfuse[demo]'")
-    from . import picture, report
     from .tasks import STEPS_PER_EPOCH, TASKS, DataError
-    from .workers import Failure, Job, run_jobs, usable_cores
 
     names = [name.strip() for name in (arguments.task or "nuclei").split(",")]
     if unknown := [name for name in names if name not in TASKS]:
@@ -123,6 +119,11 @@ def _run(arguments: argparse.Namespace) -> int:
         tasks = {name: TASKS[name](arguments.data_dir) for name in chosen}
     except (registry.UnknownLoss, DataError) as error:
         raise _Stop(str(error)) from None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise _Stop("the pictures need matplotlib: pip install 'segfuse[demo]'")
+    from . import picture, report
+    from .workers import Failure, Job, run_jobs, usable_cores
+
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out):

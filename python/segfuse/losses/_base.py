@@ -226,6 +226,11 @@ class Loss(Scriptable, nn.Module):
         raise NotImplementedError
 
     @property
+    def by_pixel(self) -> bool:
+        """Its pass gives the loss of every pixel, not sums."""
+        return False
+
+    @property
     def measurer(self) -> Loss | None:
         """The loss whose distance map this one needs."""
         return self if self.measures else None
@@ -530,10 +535,12 @@ class PixelLoss(Loss):
         share = e / (s.geometry.shape[1] if s.multiclass else 2)
         return (1 - e) * one + share * every, (1 - e) * zero + share * rest
 
+    @property
+    def by_pixel(self) -> bool:
+        return self.reduction == "none"
+
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.reduction != "none":
-            return super().evaluate(x, call, with_terms)
-        return loss_map(x, call), []
+        return (loss_map(x, call), []) if self.by_pixel else super().evaluate(x, call, with_terms)
 
     def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
         return g.map_shape
@@ -755,6 +762,11 @@ class CompoundLoss(Loss):
             else:
                 found.append((key, measurer, [name]))
         return [names for _, _, names in found]
+
+    @property
+    def by_pixel(self) -> bool:
+        """Its pass gives the loss of every pixel, not sums."""
+        return False
 
     @property
     def measurer(self) -> Loss | None:

@@ -25,7 +25,8 @@ class CrossEntropyLoss(PixelLoss):
         beta: weight of the positives (torch's ``pos_weight``), a number or one per channel; above 1 misses cost more,
             below 1 false alarms. Not for multiclass.
         class_weight: one weight per class, or ``"balanced"``: valid pixels / (classes present x pixels of the class),
-            of each batch. With class weights a multiclass mean divides by their sum over the pixels, like torch.
+            of each batch. With class weights a multiclass mean divides by their sum over the pixels, as torch does
+            where the target holds class numbers.
 
     Source: Jadon 2020 (arXiv 2006.14822), II-A and II-B.
     """
@@ -117,6 +118,7 @@ class TopKCrossEntropyLoss(CrossEntropyLoss):
     """
 
     fusable = False
+    by_pixel = True
 
     def __init__(self, *, k: float = 10.0, per_sample: bool = False, **common: Unpack[PixelOptions]) -> None:
         super().__init__(**common)

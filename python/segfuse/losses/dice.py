@@ -157,10 +157,12 @@ class SelfAdjustingDiceLoss(StatsLoss):
             return total
         return ratio(total, s.true_count.sum() if only else s.count.sum())
 
+    @property
+    def by_pixel(self) -> bool:
+        return self.form != "set" and self.reduction == "none"
+
     def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
-        return super().unreduced_shape(g) if self.form == "set" else g.map_shape
+        return g.map_shape if self.by_pixel else super().unreduced_shape(g)
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.form == "set" or self.reduction != "none":
-            return super().evaluate(x, call, with_terms)
-        return loss_map(x, call), []
+        return (loss_map(x, call), []) if self.by_pixel else super().evaluate(x, call, with_terms)
