@@ -40,7 +40,8 @@ from bench_erosion import balls
 from bench_local_moments import CASES as WINDOWS
 
 THREADS = 2
-SLOW = 4.0  # seconds of a call from which plain torch is left out
+LONG = ("window 11", "HausdorffCVLoss")  # in a volume
+SLOW = 2.0  # seconds of a call from which plain torch is left out
 BINARY, IMAGES, VOLUMES = (16, 1, 512, 512), (8, 19, 512, 512), (2, 14, 96, 96, 96)
 Shape = tuple[int, ...]
 Call = Callable[[], object]
@@ -184,8 +185,9 @@ def row(op: str, case: Case, share: float) -> str:
 
 
 def _heavy(case: Case) -> bool:
-    """Windows of the reference in a volume, or a table of all distances."""
-    return "window 33" in case.name or "500 points" in case.name
+    """Long windows and balls as convolutions, or a table of all distances."""
+    volume = len(case.shape) == 5
+    return "window 33" in case.name or "500 points" in case.name or (volume and case.name in LONG)
 
 
 def first_call(op: str) -> float:

@@ -36,7 +36,8 @@ from ._tiles import Array
 
 SUMS = ("count", "true_count", "n", "true", "true2", "pred", "pred2", "tp", "tp2")  # that are made here
 COUNT, TRUE_COUNT, WEIGHT, TRUE, TRUE2, PRED, PRED2, TP, TP2 = (list(MOMENTS).index(name) for name in SUMS)
-TILE = 256  # pixels
+TILE = 256  # pixels of every class
+LINE = 1024  # pixels of one class
 PITCH = TILE + LANES  # of a row: rows a power of two apart would share few places in the cache
 BIG = 1e30  # stands in for an infinite loss where it meets a factor 0
 _CLASS = 4  # coefficients of a class: of u p, u y p, and twice of u p^2, u y p^2
@@ -264,6 +265,7 @@ def sigmoid_pass(
     """The same under sigmoid: of class numbers, or of one target for each class."""
     weighted, masked, sums, gradient, probabilities, index = how
     T = len(terms)
+    squares = rows[PRED2] >= 0 or rows[TP2] >= 0
     k_at, each = 2 * T * LANES, _CLASS + 2 * T
     wrong = spread(s, 0)
     for sample in range(first, last):
@@ -275,8 +277,8 @@ def sigmoid_pass(
             x_at, y_at, w_at = _place(at, 0, n, j), _place(at, 1, n, j), _place(at, 2, n, j)
             mask_at, out_at = _place(at, 3, n, j), _place(at, 4, n, j)
             top = classes - 1 if index else 1
-            for begin in range(0, length, TILE):
-                size = min(TILE, length - begin)
+            for begin in range(0, length, LINE):
+                size = min(LINE, length - begin)
                 seen, y_count, weight, true = spread(s, 0), spread(s, 0), spread(s, 0), spread(s, 0)
                 pred, pred2, tp, tp2 = spread(s, 0), spread(s, 0), spread(s, 0), spread(s, 0)
                 for t in range(2 * T):
@@ -321,12 +323,16 @@ def sigmoid_pass(
                         put(out, out_at + i, count, slope)
                     if sums:
                         up = u * p
-                        upp = up * p
                         seen, y_count = seen + one, y_count + select(here, spread(s, 1), 0)
-                        weight, true = weight + u, true + select(here, u, 0)
-                        pred, pred2 = pred + up, pred2 + upp
-                        tp, tp2 = tp + select(here, up, 0), tp2 + select(here, upp, 0)
+                        pred, tp = pred + up, tp + select(here, up, 0)
+                        if weighted:
+                            weight, true = weight + u, true + select(here, u, 0)
+                        if squares:
+                            up = up * p
+                            pred2, tp2 = pred2 + up, tp2 + select(here, up, 0)
                 if sums:
+                    if not weighted:
+                        weight, true = seen, y_count
                     _add(partial, rows[COUNT], sample, j, seen)
                     _add(partial, rows[TRUE_COUNT], sample, j, y_count)
                     _add(partial, rows[WEIGHT], sample, j, weight)

@@ -173,13 +173,15 @@ def forward(
 
     def body(first: int, last: int) -> None:
         size = of.field(None).size
+        b = np.zeros((steps + 1) * size, of.dtype)
+        sent, found = (np.zeros(m * size if with_gradient else 0, of.dtype) for m in (2, 1))
         for group in range(first, last):
             n, c = divmod(group, of.groups[1])
             p, y, valid, u = of.of(n, c)
             off = np.where(valid, p - y, 0)
-            b = np.zeros((steps + 1) * size, of.dtype)
+            if group > first:
+                b[size:] = 0
             of.inside(b[:size])[...] = off * off
-            sent, found = (np.zeros(m * size if with_gradient else 0, of.dtype) for m in (2, 1))
             alive = np.zeros((steps + 1, *of.padded[:2]), np.uint8)
             sums[n, c] = _erode(
                 b, size, of.field(u), of.layout, steps, alpha, NORMS.index(norm), sent, found, alive,

@@ -24,6 +24,7 @@ __all__ = ["backward", "forward", "loss_map", "refuses"]
 CLAMP = 1e-7  # probabilities enter a logarithm no smaller than this
 BIG = 1e30  # stands in for an infinite loss where it meets a factor 0
 ELEMENTS = 1 << 16  # of a piece: long enough for Python's part, short enough for the second cache
+MORE = 1 << 18  # of a piece whose kernel is quick
 PARTIAL_BYTES = 1 << 26  # of the sums over segments, all pieces together
 
 _SIGMOID, _SOFTMAX, _IDENTITY = ACTIVATION["sigmoid"], ACTIVATION["softmax"], ACTIVATION["identity"]
@@ -658,7 +659,7 @@ class _Job:
 
     def _cut(self, N: int, C: int, S: int, segment_bytes: int) -> None:
         """Pieces that depend on the shape alone: some whole samples, or a part of one."""
-        length = max(self.width, ELEMENTS // C // self.width * self.width)
+        length = max(self.width, (MORE if self.hard else ELEMENTS) // C // self.width * self.width)
         if segment_bytes:
             most = max(1, PARTIAL_BYTES // segment_bytes // max(N, 1))
             length = max(length, -(-S // most))
