@@ -128,6 +128,16 @@ CALLS: dict[str, Case] = {
         ValueError,
         ("2", "0 or 1", "Try:"),
     ),
+    "no axis of samples": (
+        lambda: sf.DiceLoss()(X3[0], Y3[0]),
+        ValueError,
+        ("(3, 4, 5)", "no axis of samples", "input[None]"),
+    ),
+    "one-hot with ignore_index 0": (
+        lambda: sf.DiceLoss(ignore_index=0)(X3, labels(0, shape=(2, 3, 4, 5))),
+        ValueError,
+        ("ignore_index=0", "one-hot", "mask="),
+    ),
     "masks that overlap": (
         lambda: sf.DiceLoss()(X3, torch.ones(2, 3, 4, 5)),
         ValueError,

@@ -97,6 +97,7 @@ MORE: dict[str, Callable[[], Any]] = {
     "moments: sigma": lambda: windows(IMAGE, sigma=0.0),
     "moments: window above the image": lambda: windows(IMAGE, window=11, padding="valid"),
     "windows: four axes": lambda: sf.SSIMLoss()(torch.zeros(1, 1, 2, 2, 2, 2), torch.zeros(1, 1, 2, 2, 2, 2)),
+    "SSIM: window above a scale": lambda: sf.SSIMLoss(window=3, scale_weights=[0.5] * 2)(X3, Y3),
     "SSIM: scales above the image": lambda: sf.SSIMLoss(window=3, padding="zeros", scale_weights=[1.0] * 4)(
         X1, Y1.float()
     ),

@@ -24,9 +24,7 @@ from torch import Tensor
 from .._traced import Scriptable, traceable, tracing
 from ..losses._base import Loss, loss_map
 from ..ops.formula import Array, PixelStats, mean, tensor_stats
-from ..ops.pixel_stats import FLOATING, Geometry, Mode, Plan, Row
-
-NEVER = -(1 << 63)  # an ignore_index that no label has
+from ..ops.pixel_stats import FLOATING, NEVER, Geometry, Mode, Plan, Row
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ..losses.hausdorff import HausdorffERLoss as _Erosion
 from ..ops.formula import Array, PixelStats, where
 from ..ops.local_moments import local_moments
 from ..ops.lovasz_extension import lovasz_extension
+from ..ops.pixel_stats import NEVER
 from ._adapter import (
-    NEVER,
     Call,
     Explained,
     Reading,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..ops import pixel_stats as op
 from ..ops import top_k
 from ..ops.formula import Array, PixelStats, coefficients, ratio
+from ..ops.pixel_stats import NEVER
 from ._adapter import (
-    NEVER,
     Call,
     Explained,
     Reading,

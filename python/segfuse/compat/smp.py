@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
 from ..ops.formula import Array, PixelStats, where
+from ..ops.pixel_stats import NEVER
 from ._adapter import (
-    NEVER,
     Call,
     Explained,
     Reading,

@@ -7,8 +7,8 @@ from contextlib import suppress
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.pixel_stats import NEVER
 from ._adapter import (
-    NEVER,
     Call,
     Explained,
     Reading,

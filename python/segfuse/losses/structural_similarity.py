@@ -160,6 +160,12 @@ class SSIMLoss(WindowLoss):
         similarity, counted = self.mean(x, g, first, contrast=last > 0)
         product = _power(similarity, weights[0])
         if last:
+            size = self.window if isinstance(self.window, int) else max(self.window)
+            if self.padding == "valid" and any(0 < n >> last < size for n in g.spatial):
+                raise ValueError(
+                    f"with padding='valid' {last + 1} scales and a window of {size} pixels need {size << last} pixels "
+                    f"along every axis; got an image {g.spatial}. Try: fewer scale_weights, or padding='zeros'"
+                )
             levels = ssim.pyramid(x, g, last)
             for scale, (level, shape) in enumerate(levels, 1):
                 product = product * _power(self.mean(level, shape, first, contrast=scale < last)[0], weights[scale])

@@ -231,6 +231,8 @@ def distance_transform_edt(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Exact Euclidean distances in every sample of a batch, between the centres of pixels.
 
+    The first axis is the batch: one image is ``mask[None]``, or ``mask`` with ``spatial_dims=2``.
+
     A sample without what is measured to (no background, one single label) is 0 everywhere: it has no distance (SciPy
     1.17 measures to a pixel just outside the image there).
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, prod
+from operator import index
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -39,6 +40,7 @@ COUNTS = frozenset(("count", "true_count", "n", "true", "true2"))  # of the targ
 #: Terms in the order of ``enum TermKind``. Each is summed as (sum u y f(p), sum u (1 - y) f(1 - p)).
 TERMS = ("focal", "focal_all", "power", "dsc", "dsc_pixel")
 MAX_TERMS = 16  # as in csrc/segfuse.h
+NEVER = -(1 << 63)  # an ignore_index that no label has
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LABELS = FLOATING + (
     torch.bool,
@@ -176,7 +178,7 @@ def check(
             raise TypeError(
                 f"{name} must be bool, an integer or a floating-point tensor; got {x.dtype}. Try: {name}.float()"
             )
-    check_ignore_index(ignore_index)
+    ignore_index = check_ignore_index(ignore_index)
     if mode not in MODES:
         _fail(f"mode must be one of {', '.join(MODES)}; got {mode!r}", 'mode="auto"')
     if input.ndim < 1 or (mode != "binary" and input.ndim < 2):
@@ -213,6 +215,8 @@ def check(
     index_target = mode == "multiclass" and given in (flat, single) and given != shape
     if not index_target and given != shape and not (mode == "binary" and given == flat):
         if mode == "multiclass":
+            if given == tuple(input.shape[1:]):
+                _fail(f"input {shape} and target {given} have no axis of samples", "loss(input[None], target[None])")
             _fail(
                 f"target must be {flat} or {single} class numbers, or {shape} one-hot or probabilities, "
                 f"for input {shape}; got {given}",
@@ -237,6 +241,11 @@ def check(
     activation = "identity" if not from_logits else "softmax" if exclusive else "sigmoid"
     map_shape = flat if exclusive else tuple(input.shape)
     g = Geometry(shape, mode, activation, exclusive, index_target, ignore_index, map_shape)
+    if exclusive and not index_target and ignore_index in (0, 1):
+        _fail(
+            f"ignore_index={ignore_index} leaves out every pixel of a one-hot target: each has a {ignore_index}",
+            f"mask=(labels != {ignore_index}), or class numbers as target",
+        )
     if needs_mask(target, g) and _may_ignore(target, ignore_index):
         kept = ~ignored(target, ignore_index).any(1)
         mask = kept if mask is None else kept & (mask.reshape(flat) != 0)
@@ -268,12 +277,12 @@ def _check_one_class(x: Tensors, g: Geometry) -> None:
         )
 
 
-def check_ignore_index(value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        raise TypeError(
-            f"ignore_index must be an int of 64 bits; got {value!r}. Try: ignore_index=-100, which no label has"
-        )
-    return value
+def check_ignore_index(value: Any) -> int:
+    if not isinstance(value, bool) and hasattr(value, "__index__") and -(2**63) <= (number := index(value)) < 2**63:
+        return number
+    raise TypeError(
+        f"ignore_index must be an int of 64 bits; got {value!r}. Try: ignore_index=-100, which no label has"
+    )
 
 
 def needs_mask(target: Tensor, g: Geometry) -> bool:
@@ -367,7 +376,9 @@ def raise_invalid(x: Tensors, g: Geometry) -> NoReturn:
         object = [f"(target > 0) for a mask of 0 and {value:g}"] if value > 1 else []
         inside = "target.clamp(0, 1)" if isfinite(value) else "target.nan_to_num(0).clamp(0, 1)"
         call = ", or ".join([*object, ignore]) if whole else inside
-    raise ValueError(f"target must hold {rule} or ignore_index={g.ignore_index}; got {value!r} at {where}. Try: {call}")
+    if g.ignore_index != NEVER:
+        rule += f" or ignore_index={g.ignore_index}"
+    raise ValueError(f"target must hold {rule}; got {value!r} at {where}. Try: {call}")
 
 
 class Segments(NamedTuple):

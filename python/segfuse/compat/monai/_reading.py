@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from ...ops.pixel_stats import NEVER
 from .._adapter import (
-    NEVER,
     Call,
     Explained,
     Reading,
