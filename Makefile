@@ -12,7 +12,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
-CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP     := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # One process for each core, of one thread each; tests of threads set their number themselves.
 PYTEST  := python -m pytest -n auto --dist worksteal
 test test-peers: export OMP_NUM_THREADS := 1
