@@ -12,10 +12,11 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python/segfuse -name __pycache__ -prune -o -print)
-CPP     := $(shell find csrc tests/cuda -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP     := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # One process for each core, of one thread each; tests of threads set their number themselves.
 PYTEST  := python -m pytest -n auto --dist worksteal
 test test-peers: export OMP_NUM_THREADS := 1
+CLANG   ?= clang++
 PEERS   :=
 PEERS_VENV := .venv-peers
 # What the peers' losses need, and no more: their packages ask for far larger ones.
@@ -44,10 +45,10 @@ $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(1) -C build-dir=build
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-peers fuzz sanitize cuda bench lint typecheck wheel readme clean
+.PHONY: help demo test test-peers fuzz fuzz-kernels sanitize cuda bench lint typecheck wheel readme clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.package $(VENV)/.list-demo  ## train on small pictures and compare losses
 	$(BIN)/segfuse demo $(ARGS)
@@ -60,6 +61,15 @@ test-peers: $(PEERS_VENV)/.list  ## compare compat, patch and trainers with the 
 
 fuzz: $(VENV)/.package $(VENV)/.list-test  ## random calls against the reference: ARGS="--seed 0 --count 100000"
 	$(BIN)/python tests/fuzz.py $(ARGS)
+
+fuzz-kernels: $(VENV)/.list-requires  ## random calls of the kernels, led by coverage, with clang: ARGS="-runs=200000"
+	@command -v $(CLANG) >/dev/null || { echo "The fuzzer needs clang with libFuzzer, and there is no $(CLANG). \
+	Try: apt install clang, or make fuzz-kernels CLANG=clang++-18"; exit 1; }
+	$(call cmake,.,build/fuzz,-DSEGFUSE_FUZZ=ON -DSEGFUSE_CUDA=OFF -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=None \
+	  -DCMAKE_CXX_FLAGS="-O1 -fno-sanitize-coverage=trace-cmp" -DSEGFUSE_SANITIZE="fuzzer-no-link;address;undefined")
+	mkdir -p build/fuzz/corpus
+	cd build/fuzz && ASAN_OPTIONS=quarantine_size_mb=16 ./fuzz_kernels -len_control=0 -entropic=0 -max_len=512 -timeout=60 \
+	  -rss_limit_mb=4096 -print_funcs=0 -print_final_stats=1 corpus $(ARGS)
 
 sanitize: $(VENV)/.list-requires $(VENV)/.list-test  ## run the kernels under gcc's sanitizers: bounds, undefined behaviour, races
 	$(call sanitizer,address,-DSEGFUSE_SANITIZE="address;undefined")

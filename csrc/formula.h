@@ -49,8 +49,15 @@ enum Op : int32_t {
   DETACH
 };
 
+// Below 0 by reflection; at the poles what PyTorch gives.
 SEGFUSE_INLINE double digamma(double x) {
+  if (x < 0 && x == trunc(x)) return NAN;
   double shift = 0;
+  if (x < 0) {
+    constexpr double PI = 3.14159265358979323846;
+    shift = -PI / tan(PI * (x - trunc(x)));
+    x = 1 - x;
+  }
   for (; x < 10; ++x) shift -= 1 / x;
   const double r = 1 / (x * x);
   return shift + log(x) - 0.5 / x -

@@ -52,7 +52,7 @@ SEGFUSE_INLINE Key<T> hinge_key(T error, T y) {
 SEGFUSE_INLINE double jaccard_step(bool positive, double G, double F, double B) {
   const double U = G + B + 1;
   const bool alone = U == 1;  // without any positive the first pixel has it all
-  return (positive | alone ? 1 : G - F) / (positive ? G + B : alone ? 1 : U * (U - 1));
+  return ((positive | alone) ? 1 : G - F) / (positive ? G + B : alone ? 1 : U * (U - 1));
 }
 
 }  // namespace

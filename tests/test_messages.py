@@ -120,6 +120,9 @@ MORE: dict[str, Callable[[], Any]] = {
     "lovasz: soft target": lambda: sf.LovaszLoss()(X1, torch.full((2, 1, 4, 5), 0.5)),
     # pairs
     "pair: four axes": lambda: pair(axes=4),
+    "pair: classes": lambda: hard_pair(
+        *pixel_stats.check(torch.zeros(1, 2**15 + 1, 1), torch.zeros(1, 1, dtype=torch.int64))
+    ),
     "pair: soft target": lambda: pair(hot=0.5),
     "pair: two classes": lambda: sf.HausdorffERLoss(mode="multiclass")(X3, torch.ones(2, 3, 4, 5)),
     "erosions": lambda: erosion.erosion(pair(), steps=0),

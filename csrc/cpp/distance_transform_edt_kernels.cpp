@@ -397,12 +397,13 @@ void minimise(const Group<T>& g) {
   }
 }
 
-// Where a column pass keeps its tiles. `memory` may be nullptr, to count the bytes.
+// Where a column pass keeps its tiles. `room` may be nullptr, to count the bytes.
 template <typename T>
 struct Tiles {
   static constexpr int64_t CACHE = 256 << 10;  // bytes that a tile may take before it gets narrower
   int64_t width;                               // columns
-  char* at;
+  char* memory;
+  int64_t bytes = 0;  // taken so far
   T *in, *out, *minimiser = nullptr;
   Bounds* bounds;
   int32_t* index = nullptr;  // LANES columns of indices, or of both instances
@@ -410,11 +411,11 @@ struct Tiles {
 
   template <typename U>
   U* take(int64_t count) {
-    U* p = reinterpret_cast<U*>(at);
-    at += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
+    U* p = memory == nullptr ? nullptr : reinterpret_cast<U*>(memory + bytes);
+    bytes += (count * static_cast<int64_t>(sizeof(U)) + 63) / 64 * 64;
     return p;
   }
-  Tiles(const DistancePass& pass, int64_t n, void* memory) : at(static_cast<char*>(memory)) {
+  Tiles(const DistancePass& pass, int64_t n, void* room) : memory(static_cast<char*>(room)) {
     const int64_t column = n * static_cast<int64_t>(sizeof(T));
     width = most<int64_t>(least(GROUPS, CACHE / (LANES * column)), 1) * LANES;
     in = take<T>(n * width);
@@ -682,8 +683,7 @@ size_t scratch(const DistancePass& pass) {
   int64_t bytes = (W + LANES) * (pass.wide ? 8 : 4) + W;  // a row and its kinds
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t n = pass.op.shape[axis];
-    char* end = pass.wide ? Tiles<double>(pass, n, nullptr).at : Tiles<float>(pass, n, nullptr).at;
-    bytes = most(bytes, static_cast<int64_t>(end - static_cast<char*>(nullptr)));
+    bytes = most(bytes, pass.wide ? Tiles<double>(pass, n, nullptr).bytes : Tiles<float>(pass, n, nullptr).bytes);
   }
   return static_cast<size_t>(bytes);
 }

@@ -450,8 +450,8 @@ int64_t read_target(const WindowLoss& op, int64_t n, int64_t c, int64_t z, int64
     const bool fits = in & ((!fraction) | (t == static_cast<T>(static_cast<int32_t>(t))));
     const bool kept = (label[i] != ignore) & (buffer[i] != T(0));
     invalid += kept & !fits;
-    m[i] = kept & fits ? T(1) : T(0);
-    label[i] = kept & fits ? t : T(0);
+    m[i] = (kept & fits) ? T(1) : T(0);
+    label[i] = (kept & fits) ? t : T(0);
   }
   return invalid;
 }
@@ -471,7 +471,7 @@ int64_t load_pixels(const WindowLoss& op, int64_t n, int64_t c, int64_t z, int64
   int64_t invalid = read_target(op, n, c, z, y, x, count, t, m, buffer);
   if (op.index_target) {
     const T number = static_cast<T>(c);
-    SIMD for (int64_t i = 0; i < count; ++i) t[i] = (t[i] == number) & (m[i] > T(0)) ? T(1) : T(0);
+    SIMD for (int64_t i = 0; i < count; ++i) t[i] = ((t[i] == number) & (m[i] > T(0))) ? T(1) : T(0);
   }
   if (out.u != nullptr) {
     T* u = out.u + skip;
@@ -771,7 +771,7 @@ int64_t cmssl_sums_rows(const Cmssl& op, int64_t n, int64_t c, int64_t begin, in
     T total = 0, selected = 0;
     SIMD_REDUCE(+ : total, selected) for (int64_t i = 0; i < count; ++i) {
       const bool f = (s.m[i] > T(0)) & !(e[i] <= cut);
-      total += f & (s.u[i] != T(0)) ? s.u[i] * e[i] * s.l[i] : T(0);
+      total += (f & (s.u[i] != T(0))) ? s.u[i] * e[i] * s.l[i] : T(0);
       selected += f ? T(1) : T(0);
     }
     sums[0] += total;
@@ -838,7 +838,7 @@ void softmax_backward_rows(const WindowLoss& op, int64_t n, int64_t begin, int64
     clear(dot, count), clear(others, count), clear(h, count);
     if (op.grad_entropy != nullptr) {
       const T *from = plane_row<T>(op.grad_entropy, op.windows, n, z, y, x), first = static_cast<T>(op.first_class);
-      SIMD for (int64_t i = 0; i < count; ++i) h[i] = (m[i] > T(0)) & (label[i] >= first) ? from[i] : T(0);
+      SIMD for (int64_t i = 0; i < count; ++i) h[i] = ((m[i] > T(0)) & (label[i] >= first)) ? from[i] : T(0);
     }
     for (int64_t c = 0; c < C; ++c) {
       const T* p = plane_row<T>(op.probability, op.windows, n * C + c, z, y, x);

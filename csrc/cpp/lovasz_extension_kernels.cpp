@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t TILE = 512;
 constexpr int CELL_BITS = 13;
-constexpr int64_t LAST_CELL = LOVASZ_CELLS - 1;
 
 // ---------------------------------------------------------------------------------------------------- keys
 
@@ -203,10 +202,9 @@ int64_t keys(const LovaszExtension& op, int64_t n, int64_t c, int64_t begin, int
 template <typename T, typename F>
 inline void pieces(const LovaszExtension& op, int64_t problem, int64_t begin, int64_t end, F f) {
   const int64_t S = op.pass.S, stride = op.per_image ? 0 : op.classes * S;
-  Key<T>* first = static_cast<Key<T>*>(op.slope) + problem * S;
   while (begin < end) {
     const int64_t n = begin / S, i = begin % S, count = min_(S - i, end - begin);
-    f(first + n * stride + i, count);
+    f(static_cast<Key<T>*>(op.slope) + problem * S + n * stride + i, count);
     begin += count;
   }
 }

@@ -124,12 +124,13 @@ void least(const PairwiseHausdorff& op, const PairwiseGroup& group, int64_t begi
           low = row.part[x] < low ? row.part[x] : low;
         }
       }
-      if (static_cast<double>(low) < t.least) {
-        t.least = low;
-        t.row = r;
-        t.column = 0;
-        while (row.part[t.column] != low) ++t.column;
-      }
+      if (!(static_cast<double>(low) < t.least)) continue;
+      int64_t x = 0;
+      while (x < row.X && row.part[x] != low) ++x;
+      if (x == row.X) continue;  // clang begins with the largest finite number, which stays where all are infinite
+      t.least = low;
+      t.row = r;
+      t.column = x;
     }
   }
 }

@@ -4,7 +4,10 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#ifdef __SANITIZE_THREAD__
+#ifdef __SANITIZE_THREAD__  // which does not know the barriers of OpenMP
+#define SEGFUSE_STD_THREADS
+#endif
+#ifdef SEGFUSE_STD_THREADS
 #include <thread>
 #include <vector>
 #endif
@@ -29,7 +32,7 @@ void parallel(int64_t total, int threads, Body body) {
       if (!failed.exchange(true)) failure = std::current_exception();
     }
   };
-#ifdef __SANITIZE_THREAD__  // which does not know the barriers of OpenMP
+#ifdef SEGFUSE_STD_THREADS
   std::vector<std::thread> pool;
   for (int i = 0; i < threads; ++i) pool.emplace_back(guarded);
   for (std::thread& thread : pool) thread.join();

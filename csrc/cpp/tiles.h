@@ -124,8 +124,8 @@ inline void classify(const PixelStats& op, int64_t n, int64_t c, int64_t begin, 
     const bool kept = (y[i] != ignore) & ((!masked) | (mask_buffer[masked ? i : 0] != T(0)));
     invalid += kept & !inside;
     valid += kept & inside;
-    u[i] = kept & inside ? T(1) : T(0);
-    y[i] = kept & inside ? z : T(0);
+    u[i] = (kept & inside) ? T(1) : T(0);
+    y[i] = (kept & inside) ? z : T(0);
   }
   t.valid = valid;
   t.invalid = invalid;

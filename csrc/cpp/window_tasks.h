@@ -32,7 +32,7 @@ struct WindowTasks {
     cut(0, std::max<int64_t>((w.shape[0] + most - 1) / most, 64),
         std::max<int64_t>((w.shape[0] + most - 1) / most, 64));
     rows = std::max<int64_t>(1, ROW_PIXELS / std::max<int64_t>(1, w.shape[2]));
-    row_pieces = (w.shape[0] * w.shape[1] + rows - 1) / rows;
+    row_pieces = empty() ? 0 : (w.shape[0] * w.shape[1] + rows - 1) / rows;
   }
 
   int64_t groups() const { return w.N * (w.C - first_class); }

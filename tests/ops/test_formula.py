@@ -105,6 +105,7 @@ FORMULAS: dict[str, Callable[[Any], Any]] = {
     "sinh": lambda s: (s.tp / s.n).sinh() + torch.sinh(s.fn / s.n),
     "cosh": lambda s: (s.tp / s.n).cosh() + torch.cosh(s.fn / s.n),
     "lgamma": lambda s: (s.tp + 1).lgamma() + torch.lgamma(s.pred + 0.5),
+    "lgamma below 0": lambda s: torch.lgamma(0.3 - s.pred) + (s.tp - 1e12).lgamma() * 1e-12,
     "square": lambda s: s.tp.square() + torch.square(s.pred),
     "maximum": lambda s: torch.maximum(s.tp, s.pred - 6) + (s.tp - 4).clamp(min=0.0),
     "minimum": lambda s: torch.minimum(s.tp, s.pred - 6) + (s.tp - 4).clamp(max=1.0) + s.tp.clamp(2.0, 6.0),
@@ -160,6 +161,31 @@ def test_infinite_numbers_do_not_leak_through_unused_branches():
     x, y = problem("binary")
     value, grad = evaluate(sf.RegionLoss(lambda s: where(s.true > 0, s.tp / s.true, (s.tp * 0).log())), x, y)
     assert value.isfinite() and grad.isfinite().all() and grad.any()
+
+
+@pytest.mark.parametrize("at", [0.0, -0.0, -3.0, -math.inf, math.inf, math.nan])
+def test_slope_of_lgamma_at_poles(monkeypatch, at):
+    x, y = problem("binary")
+
+    def make() -> Loss:
+        return sf.RegionLoss(lambda s: torch.lgamma(s.tp - s.tp.detach() + at))
+
+    (_, grad), (_, expected) = evaluate(make(), x, y), by_torch(monkeypatch, make, x, y)
+    assert traced(make(), x, y)
+    torch.testing.assert_close(grad, expected, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_the_largest_of_some_nan_is_nan():
+    x, y = problem("multiclass", n=1)
+    loss = sf.RegionLoss(lambda s: (s.class_index - 1).sqrt().amax(1, keepdim=True) + s.tp)
+    assert traced(loss, x, y) and loss(x, y).isnan()
+
+
+def test_the_largest_of_no_class():
+    """It would be read from beside the array."""
+    x, y = problem("binary")
+    with pytest.raises(IndexError, match="amax"):
+        sf.RegionLoss(lambda s: s.tp[:, 1:].amax(1, keepdim=True) + s.tp)(x, y)
 
 
 # ------------------------------------------------------------------------------------------- what cannot be traced

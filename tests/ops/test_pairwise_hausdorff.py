@@ -63,6 +63,17 @@ def test_certain_probabilities(setting, backend):
         close(fast[0], exact[0], 1e-4)
 
 
+@each_fast
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_ignored_rows(setting, backend):
+    """A row without a valid pixel has no least value."""
+    pair = blob_pair((1, 1, 12, 13), torch.float64)
+    code = pair.code.clone()
+    code[..., :3, :] = code[..., 7, :] = -1
+    op = partial(pairwise_hausdorff, **SETTINGS[setting])
+    matches_reference(op, replace(pair, code=code, ignores=True), [backend])
+
+
 def test_by_hand():
     """A row of two pixels, a point on the first."""
     pair = replace(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .pixel_stats import Geometry, Tensors, ignored, may_look, negative, raise_invalid
 
+MAX_CLASSES = 2**15  # class numbers are int16
+
 
 @dataclass(frozen=True)
 class HardPair:
@@ -62,13 +64,18 @@ def hard_pair(x: Tensors, g: Geometry, *, include_background: bool = True) -> Ha
     """Probabilities and labels of a checked call (:func:`~segfuse.ops.pixel_stats.check`).
 
     Raises:
-        ValueError: a target that is neither 0, 1 nor ignored, or no class number; not 1 to 3 spatial axes. On a GPU,
-            where looking at values would wait for it, such a pixel gets probability NaN.
+        ValueError: a target that is neither 0, 1 nor ignored, or no class number; not 1 to 3 spatial axes; too many
+            classes. On a GPU, where looking at values would wait for it, such a pixel gets probability NaN.
     """
     if not 1 <= len(g.spatial) <= 3:
         raise ValueError(
             f"input must have 1 to 3 spatial axes for a loss of distances; got shape {g.shape}. "
             "Try: input.flatten(4), if axes 2 and 3 are neighbours in space"
+        )
+    if (g.index_target or g.exclusive) and g.shape[1] > MAX_CLASSES:
+        raise ValueError(
+            f"a loss of distances takes at most {MAX_CLASSES} classes, whose numbers fit 16 bits; got {g.shape[1]}. "
+            "Try: mode='multilabel', with one mask per channel"
         )
     code, gone, broken = _code(x, g)
     z = x.input.reshape(g.shape).contiguous()

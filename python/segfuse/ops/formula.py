@@ -39,7 +39,8 @@ class Untraceable(TypeError):
 class Tape:
     """The instructions of one formula; equal instructions are written once, so losses in a sum share their work."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
         self.code: list[tuple[str, Any, Any, Any, bool, int]] = []
         self.parameters: list[Tensor] = []
         self._known: dict[tuple[Any, ...], Symbol] = {}
@@ -114,6 +115,8 @@ class Symbol:
         """Carries no gradient."""
         if dim not in (1, -1) or not keepdim:
             raise Untraceable("amax is over classes, with keepdim=True, in a formula")
+        if self.c == 2 and self.tape.classes == 1:
+            raise Untraceable("a formula takes the largest of no class")
         return self.tape.emit("max_c", self, n=self.n) if self.c else self
 
     def detach(self) -> Symbol:
@@ -344,7 +347,7 @@ class Formula:
     def __init__(self, loss: Loss, g: Geometry) -> None:
         self.loss = loss
         self.why_not: str | None = None
-        tape = Tape()
+        tape = Tape(g.shape[1])
         wanted: list[Row] = []
 
         def fetch(row: Row) -> Symbol:
