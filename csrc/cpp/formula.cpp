@@ -97,7 +97,7 @@ struct Machine {
       case MAX_C:
         for (int64_t n = 0; n < a.rows; ++n) {
           to[n] = a.at[n * a.columns];
-          for (int64_t c = 1; c < a.columns; ++c) to[n] = std::fmax(to[n], a.at[n * a.columns + c]);
+          for (int64_t c = 1; c < a.columns; ++c) to[n] = binary(MAXIMUM, a.at[n * a.columns + c], to[n]);
         }
         return;
       case TAIL:

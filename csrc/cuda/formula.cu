@@ -77,7 +77,7 @@ struct Machine {
       }
       case MAX_C: {
         double most = a.at[n * a.columns];
-        for (int k = 1; k < a.columns; ++k) most = fmax(most, a.at[n * a.columns + k]);
+        for (int k = 1; k < a.columns; ++k) most = binary(MAXIMUM, a.at[n * a.columns + k], most);
         return most;
       }
       case TAIL:
