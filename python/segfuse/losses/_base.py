@@ -1001,16 +1001,22 @@ class CompoundLoss(Loss):
             given = next(iter(maps.values()), None)
             value, values = self.evaluate(*self.prepare(input, target, weight_map, mask, given), return_terms)
             return (value, dict(zip(self.terms, values, strict=True))) if return_terms else value
-        total: Any = 0.0
+        total: Any = None
         values_by_name: dict[str, Tensor] = {}
         for names, group in self.groups():
-            alone = not names[1:]
             options: dict[str, Any] = {"weight_map": weight_map, "mask": mask}
             known = [maps[name] for name in names if name in maps]
             options |= {"distance_map": known[0]} if known else {}
-            value, found = group(input, target, **options, return_terms=True)
-            total = total + (value * self.weights_by_name[names[0]] if alone else value)
-            values_by_name |= {names[0]: value.detach()} if alone else found
+            several = len(names) > 1
+            value, found = (
+                group(input, target, **options, return_terms=True)
+                if several and return_terms
+                else (group(input, target, **options), {})
+            )
+            values_by_name |= found if several else {names[0]: value.detach()}
+            weight = 1.0 if several else self.weights_by_name[names[0]]
+            value = value if weight == 1 else value * weight
+            total = value if total is None else total + value
         return (total, {name: values_by_name[name] for name in self.terms}) if return_terms else total
 
     def _maps(self, given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -540,7 +540,7 @@ def _example(loss: Loss, g: Geometry, wanted: list[Row]) -> tuple[int, tuple[int
     with _disable_current_modes():  # under torch.compile tensors have no values
         stats = tensor_stats(torch.ones(1, *shape, dtype=torch.float64, device="cpu"), Plan(()), g, fetch)
         value, _ = loss(stats)
-    return samples, tuple(torch.as_tensor(value).shape)
+        return samples, tuple(torch.as_tensor(value).shape)
 
 
 # ------------------------------------------------------------------------------------------- evaluation
