@@ -120,14 +120,14 @@ def _factor(value: Any) -> float:
         return float(value)
     learns = isinstance(value, Tensor) and value.requires_grad
     raise TypeError(
-        f"the factor of a loss must be a number; got a {'tensor with a gradient' if learns else type(value).__name__}. "
+        f"the factor of a loss must be a number; got {'a tensor with a gradient' if learns else type(value).__name__}. "
         f"Try: {'factor * loss(input, target)' if learns else '0.5 * DiceLoss()'}"
     )
 
 
 def _no_summand(other: Any) -> TypeError:
     return TypeError(
-        f"a sum of losses must hold losses of segfuse; got a {type(other).__name__}. "
+        f"a sum of losses must hold losses of segfuse; got {type(other).__name__}. "
         "Try: loss(input, target) + other(input, target)"
     )
 
@@ -189,6 +189,9 @@ _WORDS = {
 }
 
 
+_MONAI = ("sigmoid", "softmax", "other_act", "to_onehot_y", "squared_pred", "jaccard", "smooth_nr", "smooth_dr")
+
+
 class _Made(type):
     """Constructs losses: explains a keyword that a loss does not have, and says when a constructor is through."""
 
@@ -221,7 +224,8 @@ class _Made(type):
                 return loss
             near = [f"{argument}=..." for argument in difflib.get_close_matches(name, cls._settings, 1)]
             call = _WORDS.get(name) or "".join(near) or f"help(segfuse.{cls.__name__})"
-            raise TypeError(f"{cls.__name__} has no argument {name!r}. Try: {call}")
+            more = "; or segfuse.compat.monai, which takes MONAI's arguments" if name in _MONAI else ""
+            raise TypeError(f"{cls.__name__} has no argument {name!r}. Try: {call}{more}")
 
 
 class Loss(Scriptable, nn.Module, metaclass=_Made):
@@ -462,7 +466,10 @@ class Loss(Scriptable, nn.Module, metaclass=_Made):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self)._settings and self._made and name not in self._parameters:
             name, value = self._checked(name, value)
-        super().__setattr__(name, value)
+        if isinstance(value, nn.Module) and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # nn.Module would keep it behind the property
+        else:
+            super().__setattr__(name, value)
         if name != "_changes":
             self.__dict__["_changes"] = self._changes + 1
 
@@ -483,7 +490,8 @@ class Loss(Scriptable, nn.Module, metaclass=_Made):
         """Another loss with these settings."""
         holders = {argument: self.held_as.get(argument, argument) for argument in type(self)._settings.values()}
         settings = {argument: getattr(self, holder) for argument, holder in holders.items() if hasattr(self, holder)}
-        return type(self)(**{**settings, **changed})
+        learned = {name: value.detach() for name, value in settings.items() if isinstance(value, nn.Parameter)}
+        return type(self)(**{**settings, **learned, **changed})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_formulas": {}, "_calls": {}}

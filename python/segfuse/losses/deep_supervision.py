@@ -52,6 +52,10 @@ class DeepSupervisionLoss(CompoundLoss):
     def criterion(self) -> Loss:
         return self.terms["criterion"]
 
+    @criterion.setter
+    def criterion(self, criterion: Loss) -> None:
+        self.terms["criterion"] = criterion
+
     def weight(self, index: int) -> float:
         """Of one output."""
         if isinstance(self.weights_by_output, tuple):
