@@ -831,9 +831,7 @@ class Weights(MutableMapping[str, float]):
         self.factors: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> float:
-        if name not in self.terms:
-            raise KeyError(name)
-        return self.factors.get(name, 1.0)
+        return {term: self.factors.get(term, 1.0) for term in self.terms}[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         if self.setting:
@@ -973,7 +971,7 @@ class CompoundLoss(Loss):
 
     def _state(self) -> Any:
         factors: dict[str, float] = self._weights.factors
-        terms: dict[str, Any] = self._modules["terms"]._modules  # type: ignore[assignment, union-attr]
+        terms: dict[str, Any] = self._modules["terms"]._modules  # type: ignore[union-attr]
         state: list[Any] = [self._changes]
         for name, term in terms.items():
             state += factors.get(name, 1.0), term.compiled_name, term._state()
