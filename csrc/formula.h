@@ -171,8 +171,8 @@ SEGFUSE_INLINE void binary_slope(int op, double d, double a, double b, double ou
       by_a = d / b, by_b = -d * out / b;
       break;
     case POW:
-      by_a = d * b * pow(a, b - 1);
-      if (a > 0) by_b = d * out * log(a);
+      by_a = b == 0 ? 0 : d * b * pow(a, b - 1);
+      if (a != 0 || b < 0) by_b = d * out * log(a);
       break;
     case MAXIMUM:
       (a >= b || a != a ? by_a : by_b) = d;

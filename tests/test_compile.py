@@ -90,6 +90,19 @@ def test_dynamic_shapes_compile_once():
     assert count.frame_count == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"reduction": "none", "batch": True}], ids=str)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_formulas_that_run_on_tensors(dynamic, options):
+    """Also one with a branch, which the tensors without values of torch.compile could not take."""
+    loss = sf.RegionLoss(lambda s: s.tp / (s.true + 1) if s.tp.sum() > 3 else 1 - s.pred2.sigmoid(), **options)
+    call = compiled(loss, backend="aot_eager", dynamic=dynamic)
+    for n in (2, 5):
+        x, y = torch.randn(n, 3, 6, 7, requires_grad=True), torch.randint(0, 3, (n, 6, 7))
+        value, expected = call(x, y), 3 * loss(x * 2, y)
+        assert same(value.detach(), expected.detach())
+        close(torch.autograd.grad(value.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0].double(), 1e-5)
+
+
 def test_points():
     loss = sf.WeightedHausdorffLoss()
     x = torch.randn(2, 1, 8, 9, requires_grad=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
 import segfuse as sf
 from all_losses import VARIANTS, problem
 from compare import close, evaluate, same
+from segfuse.ops import formula
 
 MERGED = {
     "two": lambda: 0.5 * sf.FocalLoss(gamma=2.0) + sf.DiceLoss(),
@@ -89,6 +94,10 @@ def test_operators():
         (-sf.DiceLoss(), -dice),
         (0.5 * (sf.DiceLoss() + 3 * sf.FocalLoss()) + sf.DiceLoss(), 1.5 * dice + 1.5 * focal),
         (sum([sf.FocalLoss(), sf.FocalLoss()], start=sf.DiceLoss()), dice + 2 * focal),
+        (sum([sf.FocalLoss(), sf.DiceLoss()]), dice + focal),
+        (torch.tensor(0.5) * sf.DiceLoss() / torch.tensor(2), dice / 4),
+        (np.float32(0.5) * sf.DiceLoss() * np.int64(3), 1.5 * dice),
+        (sf.CompoundLoss([(np.float32(0.5), sf.DiceLoss())]), 0.5 * dice),
     ):
         assert isinstance(loss, sf.CompoundLoss)
         close(loss(x, y), expected, 1e-13)
@@ -138,6 +147,70 @@ def test_a_setting_of_a_term_may_change_between_steps():
     loss(x, y)
     loss.terms["focal"].gamma = 1.0
     close(loss(x, y), sf.FocalLoss(gamma=1.0)(x, y) + sf.DiceLoss()(x, y), 1e-13)
+
+
+def test_another_term():
+    """A term that is replaced, removed or added is the one that counts, however alike the two are."""
+    x, y = problem("multiclass")
+    dice, focal = sf.DiceLoss()(x, y), sf.FocalLoss()(x, y)
+    loss = 0.5 * sf.FocalLoss() + sf.DiceLoss()
+    close(loss(x, y), 0.5 * focal + dice, 1e-13)
+    loss.terms["dice"] = sf.DiceLoss(smooth=500.0)
+    other = sf.DiceLoss(smooth=500.0)(x, y)
+    close(loss(x, y), 0.5 * focal + other, 1e-13)
+    del loss.terms["dice"]
+    value, terms = loss(x, y, return_terms=True)
+    close(value, 0.5 * focal, 1e-13)
+    assert list(terms) == ["focal"] and loss.weights_by_name == {"focal": 0.5}
+    loss.terms["shape"] = sf.DiceLoss()
+    close(loss(x, y), 0.5 * focal + dice, 1e-13)
+    loss.weights_by_name["shape"] = np.float32(3)
+    loss.weights_by_name.update(focal=2)
+    assert loss.weights_by_name == {"focal": 2.0, "shape": 3.0} and "3 * shape" in repr(loss)
+    for same_one in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        close(same_one(x, y), 2 * focal + 3 * dice, 1e-13)
+        same_one.weights_by_name["shape"] = 1.0
+        close(same_one(x, y), 2 * focal + dice, 1e-13)
+        loss.weights_by_name = {"shape": 3.0}
+    supervised = sf.DeepSupervisionLoss(sf.DiceLoss())
+    close(supervised(x, y), dice, 1e-13)
+    supervised.terms["criterion"] = sf.DiceLoss(smooth=500.0)
+    close(supervised(x, y), other, 1e-13)
+    supervised.criterion = sf.FocalLoss()
+    close(supervised(x, y), focal, 1e-13)
+
+
+@pytest.mark.parametrize("preset", [sf.ComboLoss, sf.DiceCELoss, sf.DiceFocalLoss, sf.UnifiedFocalLoss])
+def test_factors_of_a_preset_are_its_settings(preset):
+    loss = preset()
+    with pytest.raises(
+        TypeError, match=f"{preset.__name__} follow from its settings. Try: loss.{preset.weight_setting}"
+    ):
+        loss.weights_by_name.update(dict.fromkeys(loss.terms, 5.0))
+    before = dict(loss.weights_by_name)
+    setattr(loss, preset.weight_setting, 0.25)
+    assert loss.weights_by_name != before and 0.25 in loss.weights_by_name.values()
+    assert copy.deepcopy(loss).weights_by_name == loss.weights_by_name
+
+
+def test_passes_are_made_once(monkeypatch):
+    """A sum of several passes traces its formulas once for each state, not in every call."""
+    x, y = problem("multiclass")
+    loss = sf.DiceLoss() + sf.CrossEntropyLoss() + 0.3 * sf.LovaszLoss()
+    apart = sf.DiceLoss() + sf.CrossEntropyLoss()
+    close(loss(x, y), apart(x, y) + 0.3 * sf.LovaszLoss()(x, y), 1e-13)
+    made = []
+    monkeypatch.setattr(formula.Formula, "__init__", lambda *_: made.append(1))
+    loss(x, y)
+    assert not made
+    monkeypatch.undo()
+    loss.weights_by_name["dice"] = 0.0
+    close(loss(x, y), sf.CrossEntropyLoss()(x, y) + 0.3 * sf.LovaszLoss()(x, y), 1e-13)
+    loss.terms["cross_entropy"].label_smoothing = 0.5
+    expected = sf.CrossEntropyLoss(label_smoothing=0.5)(x, y) + 0.3 * sf.LovaszLoss()(x, y)
+    close(loss(x, y), expected, 1e-13)
+    close(copy.deepcopy(loss)(x, y), expected, 1e-13)
+    close(pickle.loads(pickle.dumps(loss))(x, y), expected, 1e-13)
 
 
 def test_terms_that_read_the_logits_differently(calls):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -444,6 +447,55 @@ SETTINGS: dict[str, Case] = {
         ("'1'", "loss or (weight, loss)", "Try:"),
     ),
     "no term": (lambda: sf.CompoundLoss([]), ValueError, ("at least one", "Try:")),
+    "a summand that is no loss": (
+        lambda: sf.DiceLoss() + torch.nn.CrossEntropyLoss(),
+        TypeError,
+        ("CrossEntropyLoss", "segfuse", "loss(input, target) + other(input, target)"),
+    ),
+    "a summand before a loss": (lambda: 1.0 + sf.DiceLoss(), TypeError, ("float", "segfuse", "Try:")),
+    "a subtrahend that is no loss": (lambda: sf.DiceLoss() - 1, TypeError, ("int", "segfuse", "Try:")),
+    "a factor that learns": (
+        lambda: torch.tensor(0.5, requires_grad=True) * sf.DiceLoss(),
+        TypeError,
+        ("tensor with a gradient", "number", "factor * loss(input, target)"),
+    ),
+    "a factor that is a word": (lambda: sf.DiceLoss() * "2", TypeError, ("str", "number", "0.5 * DiceLoss()")),
+    "a term that takes the place of a loss": (
+        lambda: (sf.DiceLoss() + sf.FocalLoss()).terms.update({"dice": torch.nn.CrossEntropyLoss()}),
+        TypeError,
+        ("CrossEntropyLoss()", "loss or (weight, loss)", "Try:"),
+    ),
+    "a factor of no term": (
+        lambda: (sf.DiceLoss() + sf.FocalLoss()).weights_by_name.update(dcie=2.0),
+        ValueError,
+        ("'dcie'", "dice, focal", "loss.terms['dcie']"),
+    ),
+    "a factor that leaves": (
+        lambda: (sf.DiceLoss() + sf.FocalLoss()).weights_by_name.pop("dice"),
+        TypeError,
+        ("factor", "del loss.terms['dice']"),
+    ),
+    "a factor of a preset": (
+        lambda: sf.DiceCELoss().weights_by_name.update(dice=5.0),
+        TypeError,
+        ("DiceCELoss", "settings", "loss.lambda_dice"),
+    ),
+    # keywords of other libraries, and misspelt ones
+    "torch's weight": (
+        lambda: sf.CrossEntropyLoss(weight=1.0),
+        TypeError,
+        ("CrossEntropyLoss", "'weight'", "class_weight"),
+    ),
+    "MONAI's sigmoid": (
+        lambda: sf.DiceLoss(sigmoid=True),
+        TypeError,
+        ("DiceLoss", "'sigmoid'", "mode=", "from_logits"),
+    ),
+    "MONAI's to_onehot_y": (lambda: sf.DiceLoss(to_onehot_y=True), TypeError, ("'to_onehot_y'", "one-hot")),
+    "MONAI's smooth_nr": (lambda: sf.DiceLoss(smooth_nr=1.0), TypeError, ("'smooth_nr'", "smooth=(nr, dr)")),
+    "nnU-Net's apply_nonlin": (lambda: sf.DiceLoss(apply_nonlin=None), TypeError, ("'apply_nonlin'", "from_logits")),
+    "misspelt": (lambda: sf.FocalTverskyLoss(gama=1.0), TypeError, ("FocalTverskyLoss", "'gama'", "gamma=...")),
+    "unknown": (lambda: sf.DiceLoss(qqq=1), TypeError, ("DiceLoss", "'qqq'", "help(segfuse.DiceLoss)")),
     "a formula that cannot be called": (
         lambda: sf.RegionLoss("dice"),
         TypeError,
@@ -473,6 +525,83 @@ def test_settings(name):
     assert type(error.value) is kind
     missing = [part for part in parts if part not in str(error.value)]
     assert not missing, f"{missing} not in: {error.value}"
+
+
+CHANGED = {
+    "reduction": (sf.DiceLoss, "reduction", "nope"),
+    "empty": (sf.DiceLoss, "empty", "Zero"),
+    "gamma": (sf.FocalLoss, "gamma", -5),
+    "class_weight": (sf.JaccardLoss, "class_weight", [-1.0, 1.0]),
+    "smooth": (sf.DiceLoss, "smooth", (1.0, 2.0, 3.0)),
+    "two that belong together": (sf.SelfAdjustingDiceLoss, "smooth", (1.0, 2.0)),
+    "of a preset": (sf.DiceCELoss, "lambda_ce", -1.0),
+    "window": (sf.SSIMLoss, "padding", "foo"),
+    "formula": (lambda: sf.RegionLoss(lambda s: s.tp), "formula", "dice"),
+    "weights of outputs": (sf.DeepSupervisionLoss, "weights", "third"),
+    "criterion": (sf.BlobLoss, "criterion", sf.LovaszLoss()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_settings_that_change_are_checked(name):
+    """With the constructor's own words; the loss stays as it was."""
+    make, setting, value = CHANGED[name]
+    loss = make()
+    before = repr(loss)
+    with pytest.raises((ValueError, TypeError), match="Try: ") as error:
+        setattr(loss, setting, value)
+    assert setting in str(error.value) or (name.startswith("two") and repr(loss) == before)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))) if name != "formula" else ():
+        with pytest.raises((ValueError, TypeError), match="Try: "):
+            setattr(other, setting, value)
+
+
+@pytest.mark.parametrize("name", sf.losses.__all__)
+def test_a_loss_takes_the_settings_it_has(name):
+    if name == "CompoundLoss":
+        return
+    loss = getattr(sf, name)(*{"RegionLoss": [lambda s: s.tp]}.get(name, []))
+    assert loss._settings
+    before = repr(loss)
+    for setting, argument in type(loss)._settings.items():
+        if not isinstance(getattr(loss, setting, None), torch.nn.Parameter):
+            holder = loss.held_as.get(argument, argument)
+            setattr(loss, setting, getattr(loss, holder))
+    assert repr(loss) == before
+
+
+def test_a_list_is_kept_as_the_constructor_keeps_it():
+    weights = [1.0, 2.0, 3.0]
+    loss = sf.DiceLoss()
+    loss.class_weight = weights
+    weights[0] = 50.0
+    assert loss.class_weight == (1.0, 2.0, 3.0)
+    loss.class_weight = torch.tensor([1.0, 2.0])
+    assert loss.class_weight == (1.0, 2.0)
+
+
+def test_a_constructor_that_does_not_take_its_settings_has_no_say():
+    class Mine(sf.losses._base.StatsLoss):
+        def __init__(self, power: float, **common: Any) -> None:
+            super().__init__(smooth=0.5, **common)
+            self.exponent = power
+
+        def formula(self, s: Any) -> Any:
+            return (1 - (s.tp + 0.5) / (s.pred + s.true + 0.5)) ** self.exponent
+
+    loss = Mine(2.0)
+    loss.reduction, loss.smooth, loss.exponent = "sum", 2.0, 3.0
+    assert (loss.reduction, loss.smooth, loss.exponent) == ("sum", (2.0, 2.0), 3.0)
+
+
+def test_numbers_of_numpy():
+    loss = sf.FocalTverskyLoss(alpha=np.float32(0.25), gamma=np.int64(2), smooth=(np.float16(1), 0))
+    assert repr(loss) == repr(sf.FocalTverskyLoss(alpha=0.25, gamma=2.0, smooth=(1.0, 0)))
+    assert type(loss.alpha) is float
+    assert sf.FocalLoss(alpha=np.float32(0.5)).alpha == 0.5
+    assert sf.BoundaryLoss(spacing=np.float32(2)).spacing == 2.0
+    with pytest.raises(ValueError, match="gamma"):
+        sf.FocalLoss(gamma=np.float32("nan"))
 
 
 @pytest.mark.parametrize("name", sf.losses.__all__)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -259,6 +261,125 @@ def test_an_error_in_a_formula_is_not_swallowed():
     x, y = problem("binary")
     with pytest.raises(ZeroDivisionError, match="mine"):
         sf.RegionLoss(broken)(x, y)
+
+
+# What a formula may be made of: also arguments that the tracer does not know, which it must not drop.
+LEAVES = (*("s.tp", "s.pred", "s.true", "s.fp", "s.n", "s.pred2") * 3, "0.5", "3", "s.tp.size(-2)", "s.tp.size(1)")
+ONE = (
+    *("(-{a})", "abs({a} - 3)", "({a}).square()", "torch.abs(input={a})", "({a}).detach()", "(abs({a}) + 1) ** 0.5"),
+    *("torch.sqrt(abs({a}) + 1)", "torch.tanh({a} / 50)", "(abs({a})).log1p()", "1.01 ** {a}", "({a}) ** 0"),
+    *("torch.pow(abs({a}) + 1, exponent=1.5)", "1 / (1 + abs({a}))", "2 - ({a})", "np.float32(2) * {a}"),
+    *("({a}).sum(1, True)", "({a}).sum(dim=[1], keepdim=True)", "({a}).sum((0, 1), keepdim=True)", "({a}).sum()"),
+    *("({a}).sum(-2, keepdim=True)", "torch.sum(input={a}, dim=-1, keepdim=True)", "({a}).sum(axis=0, keepdims=True)"),
+    *("({a}).sum((0, -1))", "({a}).sum(1, keepdim=True, dtype=torch.float32)", "({a}).sum(1)[:, None]"),
+    *("({a}).mean(-2, keepdim=True)", "({a}).mean([0, 1])", "torch.mean({a}, 1, True)", "({a}).mean(0)"),
+    *("({a}).amax(1, keepdim=True)", "s.true.amax(-1, keepdim=True) * {a}", "({a}).max()", "({a}).cumsum(1)"),
+    *("({a})[:, :1]", "({a})[..., :1]", "({a})[:, ::2].sum(1, keepdim=True)", "({a})[:, 1:].sum(1, keepdim=True)"),
+    *("({a}).clamp(1, 4)", "({a}).clamp(max=4, min=6)", "({a}).clamp_min(2)", "torch.clamp(input={a}, min=s.true)"),
+    *("({a}).sigmoid()", "({a}) / ({a}).shape[0]", "({a}) * len({a})", "({a}) * float(({a}).mean())", "({a}) // 2"),
+    *("({a}) % 3", "torch.neg({a}, out=None)", "({a}).to(torch.float32)", "({a}).T.T", "({a}).softmax(1)"),
+)
+TWO = (
+    *("({a} + {b})", "({a} - {b})", "({a} * {b})", "{a} / (abs({b}) + 1)", "torch.add({a}, {b}, alpha=2)"),
+    *(
+        "torch.sub({a}, {b}, alpha=0.5)",
+        "torch.sub({a}, other={b})",
+        "torch.div({a}, abs({b}) + 1, rounding_mode='floor')",
+    ),
+    *(
+        "torch.maximum({a}, {b})",
+        "torch.minimum({a}, other={b})",
+        "torch.where({a} > {b}, {a}, {b})",
+        "({a} <= {b}) * {a}",
+    ),
+    *("where({a} > {b}, 1.0, {b})", "({a}).where({a} >= {b}, {b})", "torch.where({a} == {b}, 0.1, 0.3) * {a}"),
+    *("where(({a} > 2) & ({b} > 1), {a}, {b})", "({a}).clamp({b}, s.n)", "({a} > {b}).sum(1, keepdim=True) / 3 * {a}"),
+    *("(abs({a}) + 1) ** ({b} / 50)", "torch.mul({a}, {b}).add(1)", "ratio({a}, {b} - {b})", "ratio({a}, {b})"),
+    *("{a} * (({a} > 3) + ({b} > 3))", "{a} if ({b}).sum() > 40 else {a} - s.fn", "torch.lerp({a}, {b}, 0.3)"),
+)
+
+
+def some_formula(choose: random.Random, depth: int) -> str:
+    if depth == 0:
+        return choose.choice(LEAVES)
+    a, b = some_formula(choose, depth - 1), some_formula(choose, choose.randrange(depth))
+    return choose.choice(choose.choice((ONE, TWO))).format(a=a, b=b)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Python and torch, on odd formulas
+@pytest.mark.parametrize("mode", ["binary", "multiclass"])
+@pytest.mark.parametrize("seed", range(4))
+def test_some_formulas(monkeypatch, seed, mode):
+    """Traced or not, a formula gives what it gives on tensors."""
+    x, y = problem(mode, n=3)
+    choose, ran, native = random.Random(seed), 0, 0
+    for _ in range(120):
+        text = some_formula(choose, choose.randrange(1, 4))
+
+        def make(text: str = text, reduction: str = choose.choice(("mean", "none"))) -> Loss:
+            names = {"torch": torch, "np": np, "where": where, "ratio": ratio}
+            return sf.RegionLoss(eval(f"lambda s: 0.01 * ({text}) + s.tp", names), reduction=reduction)
+
+        try:
+            expected, expected_grad = by_torch(monkeypatch, make, x, y)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+            continue
+        value, grad = evaluate(make(), x, y)
+        ran, native = ran + 1, native + traced(make(), x, y)
+        assert torch.allclose(value, expected, 1e-9, 1e-11, equal_nan=True), text
+        assert torch.allclose(grad, expected_grad, 1e-8, 1e-10, equal_nan=True), text
+    assert ran > 40 and native > 10, (ran, native)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda s: torch.maximum(s.tp, s.tp),
+        lambda s: torch.maximum(s.true, s.tp * 0 + s.true) + s.tp,
+        lambda s: torch.minimum(s.pred, s.pred * 1) * s.tp,
+        lambda s: s.pred.clamp(min=s.pred) + s.tp,
+        lambda s: (s.tp * 0) ** 0 + s.tp,
+        lambda s: (s.tp * 0) ** s.pred + s.tp,
+    ],
+)
+def test_slopes_at_ties(monkeypatch, formula):
+    x, y = problem("multiclass")
+    value, grad = evaluate(sf.RegionLoss(formula), x, y)
+    expected, expected_grad = by_torch(monkeypatch, lambda: sf.RegionLoss(formula), x, y)
+    close(value, expected, 1e-13)
+    close(grad, expected_grad, 1e-12)
+
+
+def test_a_branch_that_asks_for_another_sum():
+    """The sums were found with ones, where the other branch is taken."""
+    x, y = problem("binary")
+    loss = sf.RegionLoss(lambda s: s.tp if s.pred.sum() < 3 else s.pred2)
+    value, grad = evaluate(loss, x, y)
+    expected, expected_grad = evaluate(sf.RegionLoss(lambda s: s.pred2), x, y)
+    close(value, expected, 1e-13)
+    close(grad, expected_grad, 1e-12)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("options", [{}, {"batch": True}, {"average": "micro"}], ids=str)
+@pytest.mark.parametrize(
+    "formula",
+    [
+        lambda s: 1 - 2 * s.tp / (s.pred + s.true),
+        lambda s: 1 - 2 * s.tp / (s.pred + s.true) if s.tp.sum() > -1 else s.tp,
+        lambda s: 1 - torch.sigmoid(2 * s.tp / (s.pred + s.true)) + s.tp.sum(0, keepdim=True) / 9,
+    ],
+)
+def test_an_ignored_sample_has_no_gradient(formula, options, create_graph):
+    """Not even NaN, as the slope of 0 / 0 is; and it changes no sum of the others."""
+    x, y = problem("multiclass")
+    y[0] = -100
+    x.requires_grad_()
+    value = sf.RegionLoss(formula, reduction="sum", **options)(x, y)
+    (grad,) = torch.autograd.grad(value, x, create_graph=create_graph)
+    assert not grad[0].any() and grad[1].any() and grad.isfinite().all()
+    alone = sf.RegionLoss(formula, reduction="sum", **options)(x[1:], y[1:])
+    close(value.detach(), alone.detach(), 1e-13)
 
 
 # ------------------------------------------------------------------------------ gradients written in the forward pass

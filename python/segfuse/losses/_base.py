@@ -6,12 +6,14 @@ needs is found by running it. A sum of losses is one such formula, so it is one 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, ItemsView, Iterable, Mapping, Sequence, ValuesView
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence, ValuesView
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,14 +96,40 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> Any:
-    """A finite number, or a sequence of numbers, in [low, high]."""
-    for v in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(v, bool) or not isinstance(v, int | float) or not low <= v <= high or math.isinf(v):
+    """A finite number, or a sequence of numbers, in [low, high]; those of NumPy as Python has them."""
+    several = isinstance(value, list | tuple)
+    for v in value if several else (value,):
+        if not _is_number(v) or not low <= v <= high or math.isinf(v):
             bound = f">= {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
             raise ValueError(
                 f"{name} must be a number {bound}; got {value!r}. Try: {name}={max(low, min(high, 1.0)):g}"
             )
-    return value
+    found = tuple(v if isinstance(v, int) else float(v) for v in (value if several else (value,)))
+    return found if several else found[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _factor(value: Any) -> float:
+    """Of a loss."""
+    if _is_number(value):
+        return float(value)
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad:
+        return float(value)
+    learns = isinstance(value, Tensor) and value.requires_grad
+    raise TypeError(
+        f"the factor of a loss must be a number; got {'a tensor with a gradient' if learns else type(value).__name__}. "
+        f"Try: {'factor * loss(input, target)' if learns else '0.5 * DiceLoss()'}"
+    )
+
+
+def _no_summand(other: Any) -> TypeError:
+    return TypeError(
+        f"a sum of losses must hold losses of segfuse; got {type(other).__name__}. "
+        "Try: loss(input, target) + other(input, target)"
+    )
 
 
 def weights_tuple(name: str, value: Any, words: tuple[str, ...] = ()) -> Any:
@@ -138,7 +166,69 @@ def beside(numbers: tuple[float, ...], device: torch.device) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
-class Loss(Scriptable, nn.Module):
+#: What other libraries call it, and what to write here.
+_WORDS = {
+    "weight": "class_weight=[...], one number per class",
+    "pos_weight": "beta=... of CrossEntropyLoss",
+    "size_average": "reduction='mean' or 'sum'",
+    "reduce": "reduction='mean' or 'none'",
+    "sigmoid": "mode='binary' or 'multilabel', and from_logits=False if the input holds probabilities",
+    "softmax": "mode='multiclass', and from_logits=False if the input holds probabilities",
+    "other_act": "from_logits=False, with probabilities as input",
+    "apply_nonlin": "from_logits=True for logits, from_logits=False for probabilities",
+    "to_onehot_y": "without it: class numbers and one-hot targets are both taken",
+    "use_softmax": "mode='multiclass'",
+    "squared_pred": "DiceLoss(squared=True)",
+    "jaccard": "JaccardLoss()",
+    "smooth_nr": "smooth=(nr, dr)",
+    "smooth_dr": "smooth=(nr, dr)",
+    "eps": "smooth=(0.0, eps)",
+    "batch_dice": "batch=True",
+    "do_bg": "include_background=False",
+    "classes": "class_weight=[...], 0 for a class that does not count",
+}
+
+
+_MONAI = ("sigmoid", "softmax", "other_act", "to_onehot_y", "squared_pred", "jaccard", "smooth_nr", "smooth_dr")
+
+
+class _Made(type):
+    """Constructs losses: explains a keyword that a loss does not have, and says when a constructor is through."""
+
+    _settings: dict[str, str]  # arguments of the constructor and the attributes that hold them: the argument
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        names: list[str] = []
+        for owner in cls.__mro__:
+            if "__init__" in vars(owner):
+                parameters = [*inspect.signature(vars(owner)["__init__"]).parameters.values()][1:]
+                names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+                if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                    break
+        held = {attribute: argument for argument, attribute in namespace.get("held_as", {}).items()}
+        cls._settings = {argument: argument for argument in names if argument != "terms"} | held
+
+    if not TYPE_CHECKING:  # the arguments are those of the class
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            try:
+                loss = super().__call__(*args, **kwargs)
+            except TypeError as error:
+                word = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                if word is None or word[1] not in kwargs or word[1] in cls._settings:
+                    raise
+                name = word[1]
+            else:
+                loss.__dict__["_made"] = True
+                return loss
+            near = [f"{argument}=..." for argument in difflib.get_close_matches(name, cls._settings, 1)]
+            call = _WORDS.get(name) or "".join(near) or f"help(segfuse.{cls.__name__})"
+            more = "; or segfuse.compat.monai, which takes MONAI's arguments" if name in _MONAI else ""
+            raise TypeError(f"{cls.__name__} has no argument {name!r}. Try: {call}{more}")
+
+
+class Loss(Scriptable, nn.Module, metaclass=_Made):
     """A loss of logits ``(N, C, *spatial)`` and a target; see :meth:`forward` for what both may be.
 
     Args:
@@ -153,6 +243,7 @@ class Loss(Scriptable, nn.Module):
     """
 
     class_weight_words: tuple[str, ...] = ()  # what class_weight may be besides numbers
+    held_as: ClassVar[dict[str, str]] = {}  # attributes that hold an argument of another name
 
     @property
     def one_vs_rest(self) -> bool:
@@ -376,11 +467,37 @@ class Loss(Scriptable, nn.Module):
     # ---------------------------------------------------------------- settings
 
     _changes = 0
+    _made = False  # the constructor is through
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
+        if name in type(self)._settings and self._made and name not in self._parameters:
+            name, value = self._checked(name, value)
+        if isinstance(value, nn.Module) and isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # nn.Module would keep it behind the property
+        else:
+            super().__setattr__(name, value)
         if name != "_changes":
             self.__dict__["_changes"] = self._changes + 1
+
+    def _checked(self, name: str, value: Any) -> tuple[str, Any]:
+        """The attribute that holds a setting, and the value as the constructor keeps it, which checks it."""
+        argument = type(self)._settings[name]
+        attribute = self.held_as.get(argument, argument)
+        try:
+            return attribute, getattr(self._with({argument: value}), attribute)
+        except Exception:
+            try:
+                self._with({})
+            except Exception:  # a constructor that does not take the settings it made
+                return name, value
+            raise
+
+    def _with(self, changed: dict[str, Any]) -> Loss:
+        """Another loss with these settings."""
+        holders = {argument: self.held_as.get(argument, argument) for argument in type(self)._settings.values()}
+        settings = {argument: getattr(self, holder) for argument, holder in holders.items() if hasattr(self, holder)}
+        learned = {name: value.detach() for name, value in settings.items() if isinstance(value, nn.Parameter)}
+        return type(self)(**{**settings, **learned, **changed})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_formulas": {}, "_calls": {}}
@@ -415,24 +532,29 @@ class Loss(Scriptable, nn.Module):
 
     def __add__(self, other: Loss) -> CompoundLoss:
         if not isinstance(other, Loss):
-            return NotImplemented
+            raise _no_summand(other)
         return CompoundLoss((self, other))
 
-    def __mul__(self, factor: float) -> CompoundLoss:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            return NotImplemented
-        return CompoundLoss(((factor, self),))
+    def __radd__(self, other: Any) -> Loss:
+        if _is_number(other) and other == 0:  # sum() begins with it
+            return self
+        raise _no_summand(other)
+
+    def __mul__(self, factor: float | Tensor) -> CompoundLoss:
+        return CompoundLoss(((_factor(factor), self),))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> CompoundLoss:
-        return self * (1 / divisor)
+    def __truediv__(self, divisor: float | Tensor) -> CompoundLoss:
+        return self * (1 / _factor(divisor))
 
     def __neg__(self) -> CompoundLoss:
         return self * -1.0
 
     def __sub__(self, other: Loss) -> CompoundLoss:
-        return self + -other if isinstance(other, Loss) else NotImplemented
+        if not isinstance(other, Loss):
+            raise _no_summand(other)
+        return self + -other
 
     # ---------------------------------------------------------------- shared arithmetic
 
@@ -610,6 +732,13 @@ class StatsLoss(Loss):
             value = value.squeeze(0) if self.batch else value
         return value, terms
 
+    def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
+        shape = super().unreduced_shape(g)
+        if self.formula_for(g).traced:
+            return shape
+        shape = shape[:1] if self.average == "micro" else shape
+        return shape[1:] if self.batch else shape
+
     def formula(self, s: PixelStats) -> Array:
         """One loss per group from its sums, each ``(N, C)``, or ``(1, C)`` over a batch."""
         raise NotImplementedError
@@ -631,7 +760,10 @@ class StatsLoss(Loss):
     def value(self, s: PixelStats) -> Array:
         v = self.weights(s) if self.average == "macro" else None
         s = self.groups(s)
-        loss = where(s.n > 0, self.formula(s), 0.0)
+        valid = s.n > 0
+        if isinstance(valid, Tensor) and torch.is_grad_enabled():  # 0 / 0 has value 0 below, and so its gradient
+            s = s.then(lambda x: torch.where(valid, x, x.detach()))
+        loss = where(valid, self.formula(s), 0.0)
         if self.empty == "zero":
             loss = where(s.true > 0, loss, 0.0)
         if self.empty == "skip":
@@ -657,6 +789,8 @@ class RegionLoss(StatsLoss):
         ``RegionLoss(lambda s: 1 - (2 * s.tp + 1) / (s.pred + s.true + 1))`` is Dice.
     """
 
+    held_as: ClassVar = {"formula": "function"}
+
     def __init__(self, formula: Callable[[PixelStats], Array], **common: Unpack[RegionOptions]) -> None:
         if not callable(formula):
             raise TypeError(
@@ -674,17 +808,62 @@ class RegionLoss(StatsLoss):
         return ", ".join(filter(None, (f"formula={name}", super().extra_repr())))
 
 
-if TYPE_CHECKING:
+class Losses(nn.ModuleDict):
+    """The terms of a sum."""
 
-    class Losses(nn.ModuleDict):
-        """torch does not say what the modules of a ModuleDict are: here, losses."""
+    def __setitem__(self, name: str, loss: nn.Module) -> None:
+        if not isinstance(loss, Loss):
+            raise TypeError(
+                f"a term must be a loss or (weight, loss); got {loss!r}. "
+                "Try: CompoundLoss({'dice': (0.5, DiceLoss())})"
+            )
+        if loss.reduction == "none":
+            raise ValueError(
+                f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. "
+                "Try: reduction='mean'"
+            )
+        super().__setitem__(name, loss)
+
+    if TYPE_CHECKING:  # torch does not say what the modules of a ModuleDict are
 
         def __getitem__(self, key: str) -> Loss: ...
         def items(self) -> ItemsView[str, Loss]: ...
         def values(self) -> ValuesView[Loss]: ...
 
-else:
-    Losses = nn.ModuleDict
+
+class Weights(MutableMapping[str, float]):
+    """The factors of the terms of a sum, by name; 1 for a term that was added later."""
+
+    def __init__(self, terms: Losses, owner: str, setting: str) -> None:
+        self.terms, self.owner, self.setting = terms, owner, setting  # which they follow from, of a preset
+        self.factors: dict[str, float] = {}
+
+    def __getitem__(self, name: str) -> float:
+        return {term: self.factors.get(term, 1.0) for term in self.terms}[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self.setting:
+            raise TypeError(
+                f"the factors of {self.owner} follow from its settings. Try: loss.{self.setting} = ..., "
+                "or a sum of losses, whose factors may be set"
+            )
+        if name not in self.terms:
+            raise ValueError(
+                f"there is no term {name!r}; there are {', '.join(self.terms)}. Try: loss.terms[{name!r}] = DiceLoss()"
+            )
+        self.factors[name] = _factor(value)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"a term has a factor as long as it is there. Try: del loss.terms[{name!r}]")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.terms)
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class CompoundLoss(Loss):
@@ -694,28 +873,34 @@ class CompoundLoss(Loss):
         terms: losses, or (weight, loss) pairs; a mapping also names them. Terms that do not read the logits in the same
             way (another mode, ``ignore_index``, activation) get a pass of their own.
 
-    ``weights_by_name`` holds the factors by name and may be changed between steps.
+    ``terms`` and ``weights_by_name`` hold the losses and their factors by name, and may be changed between steps.
     """
+
+    weight_setting = ""  # where the factors follow from the settings, one of them
 
     def __init__(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
         super().__init__()
         self._set_terms(terms)
 
+    @property
+    def weights_by_name(self) -> Weights:
+        """The factors of the terms."""
+        return self._weights
+
+    @weights_by_name.setter
+    def weights_by_name(self, weights: Mapping[str, float]) -> None:
+        self._weights.update(weights)
+
     def _set_terms(self, terms: Mapping[str, Any] | Iterable[Any]) -> None:
         named = list(terms.items()) if isinstance(terms, Mapping) else [(None, term) for term in terms]
         self.terms = Losses()
-        self.weights_by_name: dict[str, float] = {}
+        self._weights = Weights(self.terms, type(self).__name__, self.weight_setting)
         for name, term in named:
             weight, loss = term if isinstance(term, tuple | list) else (1.0, term)
-            if not isinstance(loss, Loss) or isinstance(weight, bool) or not isinstance(weight, int | float):
+            if not _is_number(weight):
                 raise TypeError(
                     f"a term must be a loss or (weight, loss); got {term!r}. "
                     "Try: CompoundLoss({'dice': (0.5, DiceLoss())})"
-                )
-            if loss.reduction == "none":
-                raise ValueError(
-                    f"a term of a sum must be a number, but {type(loss).__name__} has reduction='none'. "
-                    "Try: reduction='mean'"
                 )
             if type(loss) is CompoundLoss and name is None:
                 for inner, part in loss.terms.items():
@@ -732,9 +917,10 @@ class CompoundLoss(Loss):
             count += 1
             unique = f"{name}_{count}"
         self.terms[unique] = loss
-        self.weights_by_name[unique] = float(weight)
+        self._weights.factors[unique] = float(weight)
 
     _fused: tuple[Any, bool] = (None, False)  # for which state, whether
+    _groups: tuple[Any, list[tuple[list[str], Loss]]] = (None, [])  # for which state, the names of each pass and it
 
     def pass_key(self) -> tuple[Any, ...]:
         keys = {term.pass_key() for term in self.terms.values()}
@@ -794,10 +980,30 @@ class CompoundLoss(Loss):
         return some.check(input, target, weight_map, mask, distance_map)
 
     def term_names(self) -> list[str]:
-        return list(self.weights_by_name)
+        return list(self.terms)
 
     def _state(self) -> Any:
-        return (self._changes, *self.weights_by_name.values(), *(term._state() for term in self.terms.values()))
+        factors: dict[str, float] = self._weights.factors
+        terms: dict[str, Any] = self._modules["terms"]._modules  # type: ignore[union-attr]
+        state: list[Any] = [self._changes]
+        for name, term in terms.items():
+            state += factors.get(name, 1.0), term.compiled_name, term._state()
+        return tuple(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_groups": (None, [])}
+
+    def groups(self) -> list[tuple[list[str], Loss]]:
+        """The names of the terms of every pass, and the loss that runs it."""
+        state = self._state()
+        if state != self._groups[0]:
+            weights, terms = self.weights_by_name, self.terms
+            made = [
+                (names, CompoundLoss({n: (weights[n], terms[n]) for n in names}) if names[1:] else terms[names[0]])
+                for names in self.passes()
+            ]
+            self.__dict__["_groups"] = (state, made)
+        return self._groups[1]
 
     def forward(
         self,
@@ -814,19 +1020,22 @@ class CompoundLoss(Loss):
             given = next(iter(maps.values()), None)
             value, values = self.evaluate(*self.prepare(input, target, weight_map, mask, given), return_terms)
             return (value, dict(zip(self.terms, values, strict=True))) if return_terms else value
-        total: Any = 0.0
+        total: Any = None
         values_by_name: dict[str, Tensor] = {}
-        for names in self.passes():
-            alone = self.terms[names[0]]
-            group = (
-                alone if len(names) == 1 else CompoundLoss({n: (self.weights_by_name[n], self.terms[n]) for n in names})
-            )
+        for names, group in self.groups():
             options: dict[str, Any] = {"weight_map": weight_map, "mask": mask}
             known = [maps[name] for name in names if name in maps]
             options |= {"distance_map": known[0]} if known else {}
-            value, found = group(input, target, **options, return_terms=True)
-            total = total + (value * self.weights_by_name[names[0]] if group is alone else value)
-            values_by_name |= {names[0]: value.detach()} if group is alone else found
+            several = len(names) > 1
+            value, found = (
+                group(input, target, **options, return_terms=True)
+                if several and return_terms
+                else (group(input, target, **options), {})
+            )
+            values_by_name |= found if several else {names[0]: value.detach()}
+            weight = 1.0 if several else self.weights_by_name[names[0]]
+            value = value if weight == 1 else value * weight
+            total = value if total is None else total + value
         return (total, {name: values_by_name[name] for name in self.terms}) if return_terms else total
 
     def _maps(self, given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -847,7 +1056,7 @@ class CompoundLoss(Loss):
 
 
 class PresetLoss(CompoundLoss):
-    """A compound whose terms follow from its settings, also from those that are changed later."""
+    """A compound whose terms and factors follow from its settings, also from those that are changed later."""
 
     def __init__(
         self,

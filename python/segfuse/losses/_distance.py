@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,7 @@ def hard_option(value: str) -> Hard:
 def spacing_option(value: Spacing) -> float | tuple[float, ...] | None:
     if value is None:
         return None
-    spacing = float(value) if isinstance(value, int | float) else tuple(float(s) for s in value)
+    spacing = float(value) if isinstance(value, int | float | Real) else tuple(float(s) for s in value)
     sizes = spacing if isinstance(spacing, tuple) else (spacing,)
     if not sizes or not all(s > 0 and math.isfinite(s) for s in sizes):
         raise ValueError(

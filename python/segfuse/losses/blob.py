@@ -166,10 +166,11 @@ class BlobLoss(Loss):
     def _alone(self) -> Loss:
         """The criterion for one blob of one class, with the same parameters."""
         key, alone = self._copy
-        if alone is None or key != (id(self.criterion), self.criterion._state()):
+        now = self.criterion.compiled_name, self.criterion._state()
+        if alone is None or key != now:
             alone = copy.deepcopy(self.criterion, {id(p): p for p in self.criterion.parameters()})
             _set(alone, {"mode": "binary", "class_weight": None, "include_background": True, "reduction": "mean"})
-            self.__dict__["_copy"] = ((id(self.criterion), self.criterion._state()), alone)
+            self.__dict__["_copy"] = (now, alone)
         return alone
 
     def _binary(self, x: Tensors, g: Geometry, masks: Tensor, first: int) -> tuple[Tensors, Geometry]:

@@ -31,6 +31,8 @@ class ComboLoss(PresetLoss):
     Source: Taghanaki et al. 2018 (arXiv 1805.02798); Jadon II-J. Both print a sign or a parenthesis wrong.
     """
 
+    weight_setting = "alpha"
+
     def __init__(
         self, *, alpha: float = 0.5, beta: float = 0.5, offset: bool = True, **common: Unpack[RegionOptions]
     ) -> None:
@@ -59,6 +61,8 @@ class DiceCELoss(PresetLoss):
 
     Source: Isensee et al. 2018 (arXiv 1809.10486).
     """
+
+    weight_setting = "lambda_dice"
 
     def __init__(
         self,
@@ -92,6 +96,8 @@ class DiceFocalLoss(PresetLoss):
 
     Source: Zhu et al. 2018 (AnatomyNet, arXiv 1808.05238).
     """
+
+    weight_setting = "lambda_dice"
 
     def __init__(
         self,

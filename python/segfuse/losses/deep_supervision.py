@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class DeepSupervisionLoss(CompoundLoss):
     Source: Lee et al. 2015 (arXiv 1409.5185).
     """
 
+    held_as: ClassVar = {"weights": "weights_by_output"}
+
     def __init__(
         self,
         criterion: Loss | None = None,
@@ -39,15 +41,20 @@ class DeepSupervisionLoss(CompoundLoss):
     ) -> None:
         super().__init__({"criterion": DiceCELoss() if criterion is None else criterion})
         self.weights_by_output: tuple[float, ...] | str = (
-            one_of("weights", weights, ("half", "equal")) if isinstance(weights, str) else tuple(weights)
+            one_of("weights", weights, ("half", "equal"))
+            if isinstance(weights, str)
+            else number("weights", tuple(weights))
         )
-        number("weights", 1.0 if isinstance(self.weights_by_output, str) else self.weights_by_output)
         self.resize = one_of("resize", resize, ("nearest-exact", "nearest"))
         self.stacked = bool(stacked)
 
     @property
     def criterion(self) -> Loss:
         return self.terms["criterion"]
+
+    @criterion.setter
+    def criterion(self, criterion: Loss) -> None:
+        self.terms["criterion"] = criterion
 
     def weight(self, index: int) -> float:
         """Of one output."""

@@ -27,6 +27,8 @@ class ExponentialLogarithmicLoss(PresetLoss):
     Source: Wong et al. 2018 (arXiv 1809.00076); Jadon II-K.
     """
 
+    weight_setting = "w_dice"
+
     def __init__(
         self,
         *,

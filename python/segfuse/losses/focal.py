@@ -40,7 +40,7 @@ class FocalLoss(PixelLoss):
         if isinstance(alpha, Sequence | Tensor) and not isinstance(alpha, str):
             alpha = weights_tuple("alpha", alpha)
         elif alpha is not None and alpha != "auto":
-            number("alpha", alpha, 0, 1)
+            alpha = number("alpha", alpha, 0, 1)
         self.alpha = alpha
         self.gamma = number("gamma", gamma)
         self.activation = one_of("activation", activation, ("auto", "sigmoid", "softmax"))

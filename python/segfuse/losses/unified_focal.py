@@ -25,6 +25,8 @@ class UnifiedFocalLoss(PresetLoss):
     Class 0 is background; binary mode uses p_0 = 1 - p. Source: Yeung et al. 2021 (arXiv 2102.04525).
     """
 
+    weight_setting = "lam"
+
     def __init__(
         self,
         *,

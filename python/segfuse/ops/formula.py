@@ -7,12 +7,15 @@ natively, derivative included: on (N, C)-sized tensors torch operations cost mor
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, wraps
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends import forced, pick
 from . import pixel_stats as op
@@ -30,6 +33,7 @@ OPS = [
 # fmt: on
 NUMBER = {name: i for i, name in enumerate(OPS)}
 BINARY, UNARY = OPS[8:21], OPS[21:32]
+COMPARISONS = BINARY[7:]
 
 
 class Untraceable(TypeError):
@@ -49,14 +53,20 @@ class Tape:
         a, b, d = (*(o.index if isinstance(o, Symbol) else o for o in operands), None, None, None)[:3]
         line = (name, a, b, d, n, c)
         if line not in self._known:
+            symbols = [o for o in operands if isinstance(o, Symbol)]
+            if [s.truth for s in symbols] != [name == "where" and i == 0 for i in range(len(symbols))]:
+                raise Untraceable("a formula computes with a comparison, or chooses by something else")
+            fixed = a in COUNTS if name == "row" else name != "parameter" and all(s.fixed for s in symbols)
             self.code.append(line)
-            self._known[line] = Symbol(self, len(self.code) - 1, n, c)
+            self._known[line] = Symbol(
+                self, len(self.code) - 1, n, c, fixed=fixed or name == "detach", truth=name in COMPARISONS
+            )
         return self._known[line]
 
     def lift(self, x: Any) -> Symbol:
         if isinstance(x, Symbol):
             return x
-        if isinstance(x, bool | int | float):
+        if isinstance(x, Real):
             return self.emit("scalar", float(x))
         raise Untraceable(f"a formula holds a {type(x).__name__} that is not a number")
 
@@ -74,20 +84,57 @@ class Tape:
         return self.emit(name, *symbols, n=any(s.n for s in symbols), c=max(widths, default=0))
 
 
+def _exactly(method: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """The method for the arguments that it names; others, which tensors may take, are not to be guessed."""
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise Untraceable(
+                f"a formula calls {name or method.__name__} in a way that is not traced: {error}"
+            ) from None
+        return method(*args, **kwargs)
+
+    return call
+
+
+def _axes(dim: Any) -> set[int]:
+    """The axes of a 2-d tensor that ``dim`` names."""
+    dims = (0, 1) if dim is None else tuple(dim) if isinstance(dim, tuple | list) else (dim,)
+    axes = {d % 2 for d in dims if type(d) is int and -2 <= d < 2}
+    if not dims or len(axes) != len(dims):
+        raise Untraceable(f"a formula names the axes {dim!r}")
+    return axes
+
+
 class Symbol:
-    """One array of a formula: N or 1 rows; 1, C or C - 1 columns (``c`` = 0, 1, 2). Behaves like a 2-d tensor."""
+    """One array of a formula: N or 1 rows; 1, C or C - 1 columns (``c`` = 0, 1, 2).
+
+    It does what a 2-d tensor does or raises :class:`Untraceable`.
+    """
 
     if TYPE_CHECKING:  # these and more are defined below
 
+        def __add__(self, other: Any) -> Symbol: ...
         def __sub__(self, other: Any) -> Symbol: ...
         def __mul__(self, other: Any) -> Symbol: ...
         def __rmul__(self, other: Any) -> Symbol: ...
+        def __truediv__(self, other: Any) -> Symbol: ...
 
-    def __init__(self, tape: Tape, index: int, n: bool, c: int) -> None:
+    __array_priority__ = 1000  # as of a tensor: a NumPy number on the left leaves the operation to this class
+
+    def __init__(self, tape: Tape, index: int, n: bool, c: int, fixed: bool, truth: bool) -> None:
         self.tape, self.index, self.n, self.c = tape, index, n, c
+        self.fixed, self.truth = fixed, truth  # it has no gradient; it is a comparison
 
     def __bool__(self) -> bool:
         raise Untraceable("a formula branches on the value of a sum; use torch.where")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Untraceable(f"a formula uses .{name} of a sum, which is not traced")
 
     def __getitem__(self, key: Any) -> Symbol:
         if self.c == 1 and key == (slice(None), slice(1, None)):
@@ -96,77 +143,121 @@ class Symbol:
             return self.tape.emit("head", self, n=self.n, c=0)
         raise Untraceable("a formula indexes its sums other than by [:, 1:] or [:, :1]")
 
-    def sum(self, dim: int | None = None, keepdim: bool = False) -> Symbol:
-        if dim is not None and not keepdim:
+    @_exactly
+    def sum(self, dim: Any = None, keepdim: bool = False) -> Symbol:
+        axes = _axes(dim)
+        if len(axes) == 1 and keepdim is not True:
             raise Untraceable("sum over one axis needs keepdim=True in a formula")
-        rows, columns = dim in (None, 0), dim in (None, 1, -1)
-        x = self.tape.emit("sum_n", self, c=self.c) if rows and self.n else self
-        return self.tape.emit("sum_c", x, n=x.n) if columns and x.c else x
+        x = self.tape.emit("sum_n", self, c=self.c) if 0 in axes and self.n else self
+        return self.tape.emit("sum_c", x, n=x.n) if 1 in axes and x.c else x
 
+    @_exactly
+    def mean(self, dim: Any = None, keepdim: bool = False) -> Symbol:
+        x: Symbol = self.sum(dim, keepdim)
+        for axis in _axes(dim):
+            x = x / self.size(axis)
+        return x
+
+    @_exactly
     def size(self, dim: int) -> Symbol | float:
-        if dim == 0:
+        if _axes(dim) == {0}:
             return self.tape.emit("size_n") if self.n else 1.0
         if self.c == 0:
             return 1.0
         columns = self.tape.emit("size_c")
         return columns if self.c == 1 else columns - 1
 
-    def amax(self, dim: int, keepdim: bool = False) -> Symbol:
-        """Carries no gradient."""
-        if dim not in (1, -1) or not keepdim:
-            raise Untraceable("amax is over classes, with keepdim=True, in a formula")
+    @_exactly
+    def amax(self, dim: Any, keepdim: bool = False) -> Symbol:
+        if _axes(dim) != {1} or keepdim is not True or not self.fixed:
+            raise Untraceable("amax is over classes, with keepdim=True, and of the target alone in a formula")
         if self.c == 2 and self.tape.classes == 1:
             raise Untraceable("a formula takes the largest of no class")
         return self.tape.emit("max_c", self, n=self.n) if self.c else self
 
+    @_exactly
     def detach(self) -> Symbol:
         return self.tape.emit("detach", self, n=self.n, c=self.c)
 
-    def clamp(self, min: float | None = None, max: float | None = None) -> Symbol:
+    @_exactly
+    def clamp(self, min: Any = None, max: Any = None) -> Symbol:
+        if min is None and max is None:
+            raise Untraceable("a formula clamps without a bound")
         x = self if min is None else self.tape.broadcast("maximum", self, min)
         return x if max is None else self.tape.broadcast("minimum", x, max)
 
+    @_exactly
     def square(self) -> Symbol:
         return self * self
 
-    def mean(self, dim: int | None = None, keepdim: bool = False) -> Symbol:
-        return mean(self, dim, keepdim)
-
+    @_exactly
     def where(self, condition: Any, other: Any) -> Symbol:
         return self.tape.broadcast("where", condition, self, other)
 
+    @_exactly
+    def pow(self, exponent: Any) -> Symbol:
+        return self.tape.broadcast("pow", self, exponent)
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.where:
+            return _torch_where(*args, **kwargs)
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
         name = getattr(function, "__name__", "")
-        if name == "where":
-            tape = next(a.tape for a in args if isinstance(a, Symbol))
-            return tape.broadcast("where", *args)
-        if name in ("clamp", "sum", "mean", "amax", "square", "pow", *BINARY, *UNARY):
-            self = next(a for a in args if isinstance(a, Symbol))
-            if name in BINARY:
-                return self.tape.broadcast(name, *args)
-            return getattr(self, name)(*args[1:], **(kwargs or {}))
-        raise Untraceable(f"a formula calls torch.{name}, which is not traced")
+        if function not in _FUNCTIONS or not args or not isinstance(args[0], Symbol):
+            raise Untraceable(f"a formula calls torch.{name}, which is not traced")
+        return getattr(args[0], name)(*args[1:], **kwargs)
+
+
+@_exactly
+def _torch_where(condition: Any, input: Any, other: Any) -> Symbol:
+    if not isinstance(input, Symbol) and not isinstance(other, Symbol):  # a tensor of single precision
+        raise Untraceable("a formula lets torch.where choose between numbers; segfuse's where does so")
+    return where(condition, input, other)
 
 
 def _define(name: str, method: str, swapped: bool = False) -> None:
-    def call(self: Symbol, *others: Any) -> Symbol:
-        return self.tape.broadcast(name, *(reversed((self, *others)) if swapped else (self, *others)))
+    def unary(self: Symbol) -> Symbol:
+        return self.tape.broadcast(name, self)
 
-    setattr(Symbol, method, call)
+    def binary(self: Symbol, other: Any) -> Symbol:
+        return self.tape.broadcast(name, other, self) if swapped else self.tape.broadcast(name, self, other)
+
+    def extremum(self: Symbol, other: Any) -> Symbol:
+        # Of equal operands torch gives each half of the gradient, the instruction gives the first one all.
+        one, two = self.tape.broadcast(name, self, other), self.tape.broadcast(name, other, self)
+        return (one + two) * 0.5
+
+    call = unary if name in UNARY else extremum if name in ("maximum", "minimum") else binary
+    setattr(Symbol, method, _exactly(call, name))
 
 
-for _name in BINARY:
-    _define(_name, _name)
-for _name in UNARY:
-    _define(_name, _name)
-for _name, _dunder in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("div", "truediv"), ("pow", "pow")):
-    _define(_name, f"__{_dunder}__")
-    _define(_name, f"__r{_dunder}__", swapped=True)
-for _name in ("gt", "ge", "lt", "le", "eq", "ne"):
+for _name in (*UNARY, *BINARY):
+    if _name != "pow":  # has its own
+        _define(_name, _name)
+for _name in ("add", "sub", "mul", "pow", *COMPARISONS):
     _define(_name, f"__{_name}__")
+for _name in ("add", "sub", "mul", "pow"):
+    _define(_name, f"__r{_name}__", swapped=True)
+_define("div", "__truediv__")
+_define("div", "__rtruediv__", swapped=True)
 _define("neg", "__neg__")
 _define("abs", "__abs__")
+_FUNCTIONS = {getattr(torch, name) for name in ("sum", "mean", "amax", "clamp", "square", "pow", *BINARY, *UNARY)}
+
+
+def _refuse(name: str) -> None:
+    def call(self: Symbol, *args: Any, **kwargs: Any) -> Any:
+        raise Untraceable(f"a formula uses {name} of a sum, which is not traced")
+
+    setattr(Symbol, name, call)
+
+
+for _name in set(dir(Tensor)) - set(dir(Symbol)):  # float(x), len(x), x & y, x += y, ...
+    if _name.startswith("__") and not _name.startswith("__torch") and callable(getattr(Tensor, _name)):
+        _refuse(_name)
 
 
 # ------------------------------------------------------------------------------------------- words for formulas
@@ -174,8 +265,9 @@ _define("abs", "__abs__")
 
 def where(condition: Array, a: Array, b: Array) -> Array:
     """``a`` where the condition holds, else ``b``; either may be a number."""
-    if isinstance(condition, Symbol):
-        return condition.tape.broadcast("where", condition, a, b)
+    for x in (condition, a, b):
+        if isinstance(x, Symbol):
+            return x.tape.broadcast("where", condition, a, b)
     like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else torch.zeros((), dtype=torch.float64)
     return torch.where(
         condition,
@@ -323,7 +415,17 @@ def one_per_class(values: Sequence[float], classes: int) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
+def tensor_stats(sums: Tensor, plan: Plan, g: Geometry, missing: Callable[[Row], Tensor] | None = None) -> PixelStats:
+    """The sums as tensors; ``missing`` makes those that the plan lacks."""
+
+    def fetch(row: Row) -> Tensor:
+        try:
+            return sums[plan.row(row)]
+        except KeyError:
+            if missing is None:
+                raise
+            return missing(row)
+
     def constant(kind: str, value: Any) -> Array:
         if kind == "numel":
             return g.pixels
@@ -335,7 +437,7 @@ def tensor_stats(sums: Tensor, plan: Plan, g: Geometry) -> PixelStats:
             return torch.tensor([value], dtype=sums.dtype, device=sums.device)
         return value.to(sums.dtype)
 
-    return PixelStats(lambda row: sums[plan.row(row)], constant, g)
+    return PixelStats(fetch, constant, g)
 
 
 Loss = Callable[[PixelStats], tuple[Array, list[Array]]]  # the value, and the terms it is the sum of
@@ -359,13 +461,14 @@ class Formula:
                 return tape.parameter(value)
             return tape.emit(kind, value, c=1 if kind in ("class_index", "vector") else 0)
 
+        results: list[Symbol] = []
         try:
             value, terms = loss(PixelStats(fetch, constant, g))
             results = [tape.lift(x) for x in (value, *terms)]
-        except Untraceable as reason:
-            self.why_not = str(reason)
-            _find_rows(loss, g, wanted)
-            results = []
+        except Exception as reason:  # whatever it is, tensors tell whether the formula is to blame
+            self.why_not = str(reason) or type(reason).__name__
+        if not results:
+            self._example = _example(loss, g, wanted)
         self.plan = Plan(wanted)
         self.parameters = tape.parameters
         self.outputs = [x.index for x in results]
@@ -380,6 +483,9 @@ class Formula:
         return self.why_not is None
 
     def value_shape(self, g: Geometry) -> tuple[int, ...]:
+        if not self.traced:
+            samples, shape = self._example
+            return tuple(g.shape[0] if axis == 0 and size == samples else size for axis, size in enumerate(shape))
         n, c = self._value
         return ((g.shape[0],) if n else ()) + ((g.shape[1] - (c == 2),) if c else ())
 
@@ -425,16 +531,19 @@ class Formula:
         return any(name in COUNTS and name != "count" for name in self.plan.moments)
 
 
-def _find_rows(loss: Loss, g: Geometry, wanted: list[Row]) -> None:
-    """The sums that an untraceable formula asks for, found by running it on ones."""
+def _example(loss: Loss, g: Geometry, wanted: list[Row]) -> tuple[int, tuple[int, ...]]:
+    """What an untraceable formula asks for, and the shape of its value for a number of samples: it is run on ones."""
+    samples = g.shape[0] if type(g.shape[0]) is int and g.shape[0] > 1 else 2  # not one: a batch has one row too
+    shape = (samples, g.shape[1])
 
     def fetch(row: Row) -> Tensor:
         wanted.append(row)
-        return torch.ones(g.shape[:2], dtype=torch.float64)
+        return torch.ones(shape, dtype=torch.float64, device="cpu")
 
-    stats = tensor_stats(torch.ones(1, *g.shape[:2], dtype=torch.float64), Plan(()), g)
-    stats._fetch = fetch
-    loss(stats)
+    with _disable_current_modes():  # under torch.compile tensors have no values
+        stats = tensor_stats(torch.ones(1, *shape, dtype=torch.float64, device="cpu"), Plan(()), g, fetch)
+        value, _ = loss(stats)
+        return samples, tuple(torch.as_tensor(value).shape)
 
 
 # ------------------------------------------------------------------------------------------- evaluation
@@ -535,13 +644,19 @@ def _by_reference(
 
 def _by_torch(x: Tensors, g: Geometry, f: Formula, differentiable: bool = False) -> tuple[Tensor, list[Tensor]]:
     """The same loss with its formula on tensors: the general path and the definition of the native one."""
-    if differentiable:
-        from ..backends.reference import pixel_stats as reference
 
-        rows, _ = reference.forward(x, g, f.plan)
-    else:
-        rows = op.sums(x, g, f.plan)
-    value, terms = f.loss(tensor_stats(rows, f.plan, g))
+    def sums(plan: Plan) -> Tensor:
+        if differentiable:
+            from ..backends.reference import pixel_stats as reference
+
+            return reference.forward(x, g, plan)[0]
+        return op.sums(x, g, plan)
+
+    def missing(row: Row) -> Tensor:  # behind a branch that was not taken before
+        plan = Plan([row])
+        return sums(plan)[plan.row(row)]
+
+    value, terms = f.loss(tensor_stats(sums(f.plan), f.plan, g, missing))
     dtype = torch.float64 if x.input.dtype == torch.float64 else torch.float32
     shape = (
         tuple(s for s, keep in zip(value.shape, f._value, strict=False) if keep)
