@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -168,6 +171,25 @@ def test_labels_out_of_range_raise():
     loss = torch.compile(sf.DiceLoss(), fullgraph=True, backend="aot_eager")
     with pytest.raises(ValueError, match="got 7"):
         loss(torch.randn(1, 3, 4, 4), torch.full((1, 4, 4), 7))
+
+
+def test_graphs_on_disk_belong_to_one_process(tmp_path):
+    """The first loss of two processes are different ones, in graphs that are equal but for that."""
+    code = """
+import sys, torch, segfuse as sf
+loss = sf.DiceLoss() if sys.argv[1] == "dice" else sf.DiceCELoss()
+x, y = torch.ones(2, 3, 8, 8, requires_grad=True), torch.zeros(2, 8, 8, dtype=torch.long)
+torch.compile(lambda x, y: 3 * loss(x * 2, y), fullgraph=True)(x, y).backward()
+"""
+    for which in ("dice", "dice and cross-entropy"):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, which],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_operators_are_well_defined():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._traced import plainly, traced, tracing, with_autograd
+from ._traced import PROCESS, plainly, traced, tracing, with_autograd
 from ._transformed import transformed
 from .ops.formula import hold, native_backward, native_forward
 
@@ -25,8 +25,9 @@ _losses: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
 def register(loss: Any) -> str:
-    """A name under which compiled graphs find the loss."""
-    name = str(next(_numbers))
+    """A name under which compiled graphs find the loss. No other process has it: a graph that torch.compile keeps on
+    disk would be taken for that of another loss, whose sums have other shapes."""
+    name = f"{PROCESS}-{next(_numbers)}"
     _losses[name] = loss
     return name
 

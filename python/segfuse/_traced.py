@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .backends import use_backend
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_PROCESS = uuid.uuid4().hex
+PROCESS = uuid.uuid4().hex
 _kept: dict[str, Any] = {}  # what traced and scripted graphs call by name, for as long as the process lives
 _here = threading.local()
 
@@ -28,7 +28,7 @@ def tracing() -> bool:
 
 def keep(loss: Any, name: Any = None) -> str:
     """The name under which graphs of torch.jit find the loss; another process has no such name."""
-    name = f"{_PROCESS}-{name or id(loss)}"
+    name = f"{PROCESS}-{name or id(loss)}"
     _kept[name] = loss
     return name
 
