@@ -176,6 +176,13 @@ def test_nan_reaches_its_windows_and_no_others(backend):
     assert torch.equal(mean[0, 0].isnan(), expected) and torch.equal(var[0, 0].isnan(), expected)
 
 
+@pytest.mark.parametrize("sigma", [1e-200, 1e-320])
+def test_a_sigma_near_0_is_a_window_of_one_pixel(sigma):
+    a, _ = images((1, 1, 8, 9))
+    found, expected = sf.local_moments(a, window=5, sigma=sigma), sf.local_moments(a, window=1)
+    assert same(found[0], expected[0]) and same(found[1], expected[1])
+
+
 def test_large_windows_are_left_to_the_reference():
     a, b = images((1, 1, 80, 6))
     with sf.use_backend("reference"):

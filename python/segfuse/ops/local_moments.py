@@ -108,7 +108,7 @@ def _weights(size: int, sigma: float, kernel: str) -> tuple[float, ...]:
     r = size // 2
     if kernel == "box":
         return (1 / size,) * size
-    g = [math.exp(-(k * k) / (2 * sigma * sigma)) for k in range(-r, r + 1)]
+    g = [math.exp(-0.5 * (k / sigma) * (k / sigma)) for k in range(-r, r + 1)]
     total = math.fsum(g)
     return tuple(x / total for x in g)
 
