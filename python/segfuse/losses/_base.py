@@ -950,11 +950,6 @@ class CompoundLoss(Loss):
         return [names for _, _, names in found]
 
     @property
-    def by_pixel(self) -> bool:
-        """Its pass gives the loss of every pixel, not sums."""
-        return False
-
-    @property
     def measurer(self) -> Loss | None:
         return next((term.measurer for term in self.terms.values() if term.measurer is not None), None)
 
