@@ -55,3 +55,12 @@ def test_scale_free(backend):
     value = evaluate(sf.MCCLoss(), x, y)[0]
     many = evaluate(sf.MCCLoss(), x.repeat(1, 1, 40, 50), y.repeat(1, 1, 40, 50))[0]
     close(many, value.double(), 1e-5)
+
+
+def test_a_class_that_fills_its_sample_in_float32(backend):
+    """Loss 1 and gradient 0, whatever rounding makes of weighted sums that are equal."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 3, 8, 3, generator=random)
+    weight = torch.rand(3, 8, 3, generator=random)
+    value, grad = evaluate(sf.MCCLoss(), x, torch.ones(3, 8, 3, dtype=torch.long), weight_map=weight)
+    assert value == 1 and not grad.any()

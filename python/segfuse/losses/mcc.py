@@ -34,4 +34,5 @@ class MCCLoss(StatsLoss):
         overlap, pred, true = ratio(s.tp, s.n), ratio(s.pred, s.n), ratio(s.true, s.n)
         variance = (pred * (1 - pred)).clamp(min=0.0) * (true * (1 - true)).clamp(min=0.0)
         loss = 1 - (overlap - pred * true) / (variance + self.eps).sqrt()
+        loss = where(s.true_count < s.count, loss, 1.0)  # full: quotients of what rounding leaves of 0
         return where(s.fp + s.fn == 0, 0.0, loss) if self.perfect == "zero" else loss
