@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import pickle
 
@@ -310,3 +311,11 @@ def test_half_precision_terms_are_float32():
     assert value.dtype == torch.float32
     assert all(term.dtype == torch.float32 for term in terms.values())
     assert same(value, sum(terms.values())) or abs(value - sum(terms.values())) < 1e-6
+
+
+def test_a_loss_may_be_an_abstract_class_too():
+    class Mine(sf.DiceLoss, abc.ABC):
+        pass
+
+    x, y = problem("multiclass")
+    assert Mine()(x, y) == sf.DiceLoss()(x, y)

@@ -115,6 +115,7 @@ MORE: dict[str, Callable[[], Any]] = {
     "lovasz: word": lambda: sf.LovaszLoss(classes="some"),
     "lovasz: one class": lambda: sf.LovaszLoss(classes=3),
     "lovasz: class of the input": lambda: sf.LovaszLoss(classes=(3,))(X3, Y3),
+    "deep supervision: a dictionary": lambda: sf.DeepSupervisionLoss()({"out": X3}, Y3),
     "boundary: one map": lambda: sf.BoundaryLoss()(X3, Y3, distance_map=torch.ones(2, 1, 4, 5)),
     "lovasz: weight map": lambda: sf.LovaszLoss()(X3, Y3, weight_map=torch.ones(2, 4, 5)),
     "lovasz: soft target": lambda: sf.LovaszLoss()(X1, torch.full((2, 1, 4, 5), 0.5)),

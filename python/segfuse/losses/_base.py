@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import re
+from abc import ABCMeta
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence, ValuesView
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -192,8 +193,11 @@ _WORDS = {
 _MONAI = ("sigmoid", "softmax", "other_act", "to_onehot_y", "squared_pred", "jaccard", "smooth_nr", "smooth_dr")
 
 
-class _Made(type):
-    """Constructs losses: explains a keyword that a loss does not have, and says when a constructor is through."""
+class _Made(ABCMeta):
+    """Constructs losses: explains a keyword that a loss does not have, and says when a constructor is through.
+
+    Abstract classes may be mixed in.
+    """
 
     _settings: dict[str, str]  # arguments of the constructor and the attributes that hold them: the argument
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -89,6 +89,10 @@ class DeepSupervisionLoss(CompoundLoss):
                     f"there is one output and {len(target)} targets. Try: loss(input, target[0]), or a list of outputs"
                 )
             return super().forward(input, target, **options, return_terms=return_terms)
+        if isinstance(input, Mapping):
+            raise TypeError(
+                "outputs must be a list, finest first; got a dictionary. Try: loss([outputs['out'], ...], target)"
+            )
         targets = [target] * len(input) if isinstance(target, Tensor) else target
         if not input or len(targets) != len(input):
             raise ValueError(
