@@ -1,17 +1,22 @@
-"""float16 and bfloat16 rows to float32 and float64 and back: NumPy knows one, slowly, and not the other."""
+"""float16 and bfloat16 to float32 and float64 and back: NumPy knows one, slowly, and not the other.
+
+Kernels see their bits: those of float16 as int16, those of bfloat16 as uint16.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from ._lanes import LANES, bits, convert, of_bits, part, put, select, take
+from ._lanes import LANES, bits, convert, of_bits, part, put, select, take, widened
 from ._run import compiled
 
 Array = NDArray[Any]
-HALF, BRAIN = 0, 1
 
 
 @part
@@ -33,27 +38,54 @@ def _bits_of_brain(x: Any) -> Any:
     return select(x == x, found, 0x7FC0)
 
 
-@compiled
-def _narrow(x: Array, kind: int, out: Array) -> None:
-    """x: float32. out: the bits, uint16"""
-    for i in range(0, len(x), LANES):
-        count = min(LANES, len(x) - i)
-        lanes = take(x, i, count)
-        put(out, i, count, convert(out, _bits_of_half(lanes) if kind == HALF else _bits_of_brain(lanes)))
+@part
+def _half(x: Any) -> Any:
+    number = of_bits((x & 0x7FFF) << 13) * 2.0**112
+    number = select((x & 0x7FFF) > 0x7BFF, of_bits(bits(number) | 0x7F800000), number)
+    return of_bits(bits(number) | ((x & 0x8000) << 16))
+
+
+@part
+def _brain(x: Any) -> Any:
+    return of_bits(x << 16)
+
+
+def take_number(x: Any, at: int, count: int) -> Any:
+    """The first ``count`` floating-point lanes from ``x[at]`` on, 0 in the others."""
+
+
+@overload(take_number, strict=False)
+def _(x: Any, at: Any, count: Any) -> Callable[..., Any]:
+    if x.dtype == types.int16:
+        return lambda x, at, count: _half(widened(take(x, at, count)))
+    if x.dtype == types.uint16:
+        return lambda x, at, count: _brain(widened(take(x, at, count)))
+    return lambda x, at, count: take(x, at, count)
+
+
+def put_number(out: Any, at: int, count: int, lanes: Any) -> None:
+    """Stores the first ``count`` lanes, rounded."""
+
+
+@overload(put_number, strict=False)
+def _(out: Any, at: Any, count: Any, lanes: Any) -> Callable[..., Any]:
+    if out.dtype == types.int16:
+        return lambda out, at, count, lanes: put(out, at, count, convert(out, _bits_of_half(lanes)))
+    if out.dtype == types.uint16:
+        return lambda out, at, count, lanes: put(out, at, count, convert(out, _bits_of_brain(lanes)))
+    return lambda out, at, count, lanes: put(out, at, count, lanes)
 
 
 @compiled
-def _widen(x: Array, kind: int, out: Array, whole: Array) -> None:
-    """x: the bits, uint16. out: float32. whole: int32, whose type is wanted"""
+def _convert(x: Array, out: Array) -> None:
+    """One of both is float32."""
     for i in range(0, len(x), LANES):
         count = min(LANES, len(x) - i)
-        size = convert(whole, take(x, i, count))
-        if kind == HALF:
-            number = of_bits((size & 0x7FFF) << 13) * 2.0**112
-            number = select((size & 0x7FFF) > 0x7BFF, of_bits(bits(number) | 0x7F800000), number)
-            put(out, i, count, of_bits(bits(number) | ((size & 0x8000) << 16)))
-        else:
-            put(out, i, count, of_bits(size << 16))
+        put_number(out, i, count, take_number(x, i, count))
+
+
+def _bits(x: Array) -> Array:
+    return x.view(np.int16) if x.dtype == np.float16 else x
 
 
 def widen(x: Array, out: Array) -> None:
@@ -61,10 +93,10 @@ def widen(x: Array, out: Array) -> None:
     if x.dtype not in (np.float16, np.uint16):
         np.copyto(out, x)
         return
-    packed = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
+    packed = _bits(np.ascontiguousarray(x)).reshape(-1)
     direct = out.dtype == np.float32 and out.flags.c_contiguous
     found = out.reshape(-1) if direct else np.empty(packed.shape, np.float32)
-    _widen(packed, HALF if x.dtype == np.float16 else BRAIN, found, np.empty(0, np.int32))
+    _convert(packed, found)
     if not direct:
         np.copyto(out, found.reshape(x.shape))
 
@@ -75,7 +107,7 @@ def narrow(x: Array, out: Array) -> None:
         np.copyto(out, x, casting="same_kind")
         return
     direct = out.flags.c_contiguous
-    packed = out.view(np.uint16).reshape(-1) if direct else np.empty(x.size, np.uint16)
-    _narrow(np.ascontiguousarray(x, np.float32).reshape(-1), HALF if out.dtype == np.float16 else BRAIN, packed)
+    packed = _bits(out).reshape(-1) if direct else np.empty(x.size, _bits(out[:0]).dtype)
+    _convert(np.ascontiguousarray(x, np.float32).reshape(-1), packed)
     if not direct:
         np.copyto(out, packed.view(out.dtype).reshape(x.shape))

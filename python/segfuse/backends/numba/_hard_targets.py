@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from ...ops.pixel_stats import MOMENTS
+from ._half import put_number, take_number
 from ._lanes import (
     LANES,
     constant,
+    convert,
     counting,
     exp_negative,
     load,
@@ -24,7 +26,6 @@ from ._lanes import (
     most,
     opposite,
     part,
-    put,
     select,
     spread,
     store,
@@ -63,10 +64,10 @@ def _modulated(q: Any, a: float) -> Any:
 
 
 @part
-def _target(y: Any, at: int, k: Any, k_at: int, masked: bool, count: int, ignore: float, top: int) -> Any:
-    """The target, where it counts, and where it is out of range."""
-    label = take(y, at, count)
-    kept = (counting(y) < count) & (label != ignore)
+def _target(y: Any, at: int, k: Any, k_at: int, masked: bool, count: int, ignore: float, top: int, s: Any) -> Any:
+    """The target in the type of s, where it counts, and where it is out of range."""
+    label = convert(s, take(y, at, count))
+    kept = (counting(s) < count) & (label != ignore)
     if masked:
         kept = kept & (take(k, k_at, count) != 0)
     fits = (label >= 0) & (label <= top)
@@ -151,7 +152,7 @@ def softmax_pass(
             seen = spread(s, 0)
             for i in range(0, size, LANES):
                 count = size - i
-                label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, classes - 1)
+                label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, classes - 1, s)
                 wrong = wrong + select(off, spread(s, 1), 0)
                 one = select(valid, spread(s, 1), 0)
                 seen, u = seen + one, one
@@ -165,7 +166,7 @@ def softmax_pass(
                 for j in range(classes):
                     x_at = _place(at, 0, n, j) + begin
                     for i in range(0, size, LANES):
-                        v = take(x, x_at + i, size - i)
+                        v = take_number(x, x_at + i, size - i)
                         v = select(load(s, _LABEL + i) >= 0, v, 0)
                         store(s, e_at + j * PITCH + i, v)
                         store(s, _TOP + i, v if j == 0 else most(v, load(s, _TOP + i)))
@@ -222,7 +223,7 @@ def softmax_pass(
                     if gradient:
                         g = u * _slope(s, c, here, p) - load(s, _MEAN + i)
                         g = p * g + select(here, load(s, _OWN + i), p * load(s, _H + i))
-                        put(out, out_at + i, size - i, g if probabilities else u * 0)
+                        put_number(out, out_at + i, size - i, g if probabilities else u * 0)
                 if sums:
                     _add(partial, rows[COUNT], sample, j, seen)
                     _add(partial, rows[TRUE_COUNT], sample, j, y_count)
@@ -285,7 +286,7 @@ def sigmoid_pass(
                     store(s, t * LANES, spread(s, 0))
                 for i in range(begin, begin + size, LANES):
                     count = begin + size - i
-                    label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, top)
+                    label, valid, off = _target(y, y_at + i, k, mask_at + i, masked, count, ignore, top, s)
                     wrong = wrong + select(off, spread(s, 1), 0)
                     here = valid & (label == (j if index else 1))
                     one = select(valid, spread(s, 1), 0)
@@ -296,7 +297,7 @@ def sigmoid_pass(
                         u = select(valid, u, 0)
                     p, slope = u * 0, u * 0
                     if probabilities:
-                        z = select(valid, take(x, x_at + i, count), 0)
+                        z = select(valid, take_number(x, x_at + i, count), 0)
                         side = select(here, z * -1, z)  # > 0: on the wrong side
                         e = exp_negative(magnitude(z) * -1)
                         high = constant(u, 1) / (e + 1)
@@ -320,7 +321,7 @@ def sigmoid_pass(
                         if gradient:
                             slope = low * high * (u * _slope(s, c, here, p)) + slope
                     if gradient:
-                        put(out, out_at + i, count, slope)
+                        put_number(out, out_at + i, count, slope)
                     if sums:
                         up = u * p
                         seen, y_count = seen + one, y_count + select(here, spread(s, 1), 0)

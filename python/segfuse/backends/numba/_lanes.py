@@ -369,6 +369,17 @@ def convert(typing: Any, array: Any, lanes: Any) -> Any:
 
 
 @_function
+def widened(typing: Any, lanes: Any) -> Any:
+    """Whole numbers of 16 bits as signed ones of 32."""
+    found = Lanes(types.int32)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return (builder.sext if sig.args[0].dtype.signed else builder.zext)(args[0], _vector(found.dtype))
+
+    return found(lanes), emit
+
+
+@_function
 def bits(typing: Any, lanes: Any) -> Any:
     """What floating-point lanes hold, as signed integers."""
     found = Lanes(types.int32 if lanes.dtype.bitwidth == 32 else types.int64)

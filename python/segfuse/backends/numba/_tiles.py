@@ -1,12 +1,15 @@
 """Tensors of any dtype and strides as kernels take them: float32 or float64, ``(N, C, S)``, contiguous.
 
-Where a tensor is that already a kernel reads and writes it in place. Otherwise the pixels of a piece are copied to a
-tile that stays in cache, and the results back: NumPy does strides and dtypes but those of 16 bits.
+Where a tensor is that already, or of a dtype that the kernel converts in registers, it is read and written in place.
+Otherwise the pixels of a piece are copied to a tile that stays in cache, and the results back: NumPy does strides and
+dtypes but those of 16 bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,10 @@ from ._half import narrow, widen
 from ._run import compiled, view
 
 Array = NDArray[Any]
+EMPTY: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
 WIDE = 4096  # pixels; NumPy takes three times as long for a row of int64, but needs no call of a kernel
+NUMBERS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}  # what `_half` reads and writes, and as what
+LABELS = {torch.bool: torch.uint8, torch.uint8: torch.uint8, torch.int64: torch.int64}  # those people have
 
 
 class Piece:
@@ -31,25 +37,26 @@ class Piece:
 
 
 class Operand:
-    """A tensor, cut into pieces. ``shape`` is ``(N, C or 1, *spatial)``."""
+    """A tensor, cut into pieces. ``shape`` is ``(N, C or 1, *spatial)``. ``known``: dtypes that the kernel converts."""
 
-    def __init__(self, x: Tensor, spatial: tuple[int, ...], computed: Any) -> None:
+    def __init__(
+        self, x: Tensor, spatial: tuple[int, ...], computed: Any, known: Mapping[torch.dtype, torch.dtype] = EMPTY
+    ) -> None:
         if x.ndim == len(spatial) + 1:
             x = x.unsqueeze(1)
         self.computed = np.dtype(computed)
         self.half = x.dtype in (torch.float16, torch.bfloat16)
         self.spatial = view(x)
-        try:
-            self.flat: Array | None = view(x.view(*x.shape[:2], prod(spatial)))
-        except RuntimeError:  # the strides of the spatial axes cannot be joined
-            self.flat = None
         self.channels = x.shape[1]
-        self.in_place = (
-            self.flat is not None
-            and not self.half
-            and self.flat.dtype == self.computed
-            and self.flat.flags.c_contiguous
-        )
+        try:
+            flat = x.view(*x.shape[:2], prod(spatial))
+        except RuntimeError:  # the strides of the spatial axes cannot be joined
+            self.flat: Array | None = None
+            self.in_place = False
+            return
+        own = not self.half and view(flat).dtype == self.computed
+        self.in_place = flat.is_contiguous() and (own or x.dtype in known)
+        self.flat = view(flat.view(known[x.dtype]) if self.in_place and not own else flat)
 
     def tile(self, most: int, pixels: int) -> Array:
         """Memory for the copy of a piece; the tensor itself where none is needed."""

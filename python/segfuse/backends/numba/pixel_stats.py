@@ -17,7 +17,7 @@ from .._layout import ACTIVATION
 from . import _hard_targets as hard
 from . import _rows as r
 from ._run import refuses, run
-from ._tiles import Array, Operand, Piece
+from ._tiles import EMPTY, LABELS, NUMBERS, Array, Operand, Piece
 
 __all__ = ["backward", "forward", "loss_map", "refuses"]
 
@@ -583,7 +583,22 @@ class _Job:
         N, C = g.shape[:2]
         self.dtype = np.dtype(np.float64 if x.input.dtype == torch.float64 else np.float32)
         tensors = (*x, upstream, out)
-        self.operands = [None if t is None else Operand(t, g.spatial, self.dtype) for t in tensors]
+        self.softmax = g.activation == "softmax"
+        self.hard = (
+            self.dtype == np.float32
+            and not x.target.dtype.is_floating_point
+            and ((self.softmax and g.index_target) or (g.activation == "sigmoid" and not g.exclusive))
+            and (x.weight is None or not self.softmax or x.weight.ndim < x.input.ndim or x.weight.shape[1] == 1)
+            and not what & _MAP
+            and upstream is None
+            and segments is None
+            and set(plan.moments) <= set(hard.SUMS)
+            and all(t.kind == "focal" and not t.mapped for t in plan.terms)
+        )
+        known = {_X: NUMBERS, _OUT: NUMBERS, _TARGET: LABELS} if self.hard else {}
+        self.operands = [
+            None if t is None else Operand(t, g.spatial, self.dtype, known.get(i, EMPTY)) for i, t in enumerate(tensors)
+        ]
         self.given = np.array([t is not None for t in tensors], np.int64)
         self.copied = np.array([o is not None and not o.in_place for o in self.operands], np.int64)
         self.ignore = float(g.ignore_index)
@@ -630,20 +645,8 @@ class _Job:
             np.zeros((0, 0), np.int32) if segments is None else segments.of_pixel.detach().numpy().reshape(N, g.pixels)
         )
         groups = segments.groups if segments else N
-        self.softmax = g.activation == "softmax"
         self.width = 256 if self.softmax else 512
         self.C, self.S = C, g.pixels
-        self.hard = (
-            self.dtype == np.float32
-            and not x.target.dtype.is_floating_point
-            and ((self.softmax and g.index_target) or (g.activation == "sigmoid" and not g.exclusive))
-            and (x.weight is None or not self.softmax or self.operands[_W].channels == 1)  # type: ignore[union-attr]
-            and not what & _MAP
-            and upstream is None
-            and segments is None
-            and set(plan.moments) <= set(hard.SUMS)
-            and all(t.kind == "focal" and not t.mapped for t in plan.terms)
-        )
         self.how = (
             x.weight is not None,
             x.mask is not None,
@@ -678,6 +681,8 @@ class _Job:
         empty = np.empty((1, 1, 1), self.dtype)
         kept = [self.operands[i] for i in (_X, _TARGET, _W, _K, _OUT)]
         tiles = [empty if o is None else o.tile(self.most, self.pixels) for o in kept]
+        if kept[-1] is None:
+            tiles[-1] = np.empty(0, tiles[0].dtype)  # as where there is one: a kernel is compiled for each dtype
         flat = [t.reshape(-1) for t in tiles]
         scratch = hard.scratch(self.C, len(self.terms), self.dtype)
         kernel = hard.softmax_pass if self.softmax else hard.sigmoid_pass
