@@ -5,8 +5,9 @@
     python benchmarks/numba_backend.py --rows Dice           rows whose name or shape has that in it
     python benchmarks/numba_backend.py --compile [op ...]    the first call of a process: kernels compiled, or on disk
 
-Plain torch is the code that `peers.py` has for the loss, else the reference backend (marked *). It is left out where a
-call takes seconds. Distances have no backward pass.
+Plain torch is the code that `peers.py` has for the loss, in float32 for logits of half precision (sums of float16
+overflow), else the reference backend (marked *). It is left out where a call takes seconds. Distances have no backward
+pass. Gradients and distances are checked equal before anything is timed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from bench_erosion import balls
 from bench_local_moments import CASES as WINDOWS
 
 THREADS = 2
+CLOSE, ROUGH = 1e-3, 0.1  # mean differences: of ours, and of plain torch, whose sorted steps lose their digits
 LONG = ("window 11", "HausdorffCVLoss")  # in a volume
 SLOW = 2.0  # seconds of a call from which plain torch is left out
 BINARY, IMAGES, VOLUMES = (16, 1, 512, 512), (8, 19, 512, 512), (2, 14, 96, 96, 96)
@@ -61,12 +63,14 @@ class Gradient:
 
     loss: Callable[[Tensor, Any], Tensor]
     dtype: torch.dtype = torch.float32
+    widened: bool = False  # by the call
     data: Callable[[Shape], tuple[Tensor, Any]] = field(default=inputs)
 
     def __call__(self, shape: Shape) -> Call:
         logits, target = self.data(shape)
         logits = logits.detach().to(self.dtype).requires_grad_()
-        return lambda: torch.autograd.grad(self.loss(logits, target), logits)
+        widen = self.widened and self.dtype != torch.float32
+        return lambda: torch.autograd.grad(self.loss(logits.float() if widen else logits, target), logits)[0]
 
 
 def _moments(window: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -88,7 +92,9 @@ def cases(op: str) -> Iterator[Case]:
         if op == "pixel_stats":
             for shape, dtype in ((BINARY, torch.float16), (IMAGES, torch.bfloat16)):
                 name = f"Dice {str(dtype)[6:]}"
-                yield Case(name, shape, Gradient(sf.DiceLoss(), dtype), Gradient(LOSSES["dice"].plain, dtype))
+                yield Case(
+                    name, shape, Gradient(sf.DiceLoss(), dtype), Gradient(LOSSES["dice"].plain, dtype, widened=True)
+                )
     elif op in ("ssim", "cmssl", "local_moments"):
         for shape, window in WINDOWS.values():
             name = f"window {window}"
@@ -109,7 +115,7 @@ def cases(op: str) -> Iterator[Case]:
             (IMAGES, False, torch.bfloat16),
         ):
             name = f"{'images' if per_image else 'batch'} {str(dtype)[6:]}"
-            own = Gradient(lambda x, y, p=per_image: plain(x, y, p), dtype)  # type: ignore[call-arg]
+            own = Gradient(lambda x, y, p=per_image: plain(x, y, p), dtype, widened=True)  # type: ignore[call-arg]
             yield Case(name, shape, Gradient(sf.LovaszLoss(per_image=per_image), dtype), own)
     elif op in ("erosion", "disk_sums"):
         loss = sf.HausdorffERLoss() if op == "erosion" else sf.HausdorffCVLoss()
@@ -159,6 +165,13 @@ def on(backend: str, call: Call) -> Timed:
     return lambda: None, run
 
 
+def verify(case: Case, name: str, found: Any, expected: Any, allowed: float) -> None:
+    """Of the mean, since a pixel at a threshold may fall on either side."""
+    difference = float((found.float() - expected.float()).abs().mean() / expected.float().abs().mean())
+    if not difference <= allowed:
+        sys.exit(f"{case.name} {case.shape}: {name} differs by {difference:.1e} of the mean")
+
+
 def seconds(timed: Timed) -> float:
     start = time.perf_counter()
     timed[1]()
@@ -168,11 +181,12 @@ def seconds(timed: Timed) -> float:
 def row(op: str, case: Case, share: float) -> str:
     call = case.build(case.shape)
     calls = {name: on(name, call) for name in ("cpp", "numba")}
-    for timed in calls.values():
-        timed[1]()  # compiles
+    expected, found = (timed[1]() for timed in calls.values())  # compiles
+    verify(case, "numba", found, expected, CLOSE)
     plain = on("reference", call) if case.plain is None else (lambda: None, case.plain(case.shape))
     slow = op == "distance_transform_edt" or (case.plain is None and _heavy(case)) or seconds(plain) > SLOW
     if not slow:
+        verify(case, "plain torch", plain[1](), expected, ROUGH)
         calls["torch"] = plain
     took = {name: statistics.median(samples) * 1e3 for name, samples in interleave(calls, share).items()}
     shape = "x".join(map(str, case.shape))
