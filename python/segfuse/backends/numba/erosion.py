@@ -65,6 +65,8 @@ def _erode(
     for k in range(steps + 1):
         low, high = spread(b, np.inf), spread(b, -np.inf)
         everywhere = True
+        if k:
+            b[k * size : (k + 1) * size] = 0
         for z in range(pz, D + pz):
             for y in range(py, H + py):
                 here = (z * (H + 2 * py) + y) * pitch + 1
@@ -173,14 +175,13 @@ def forward(
 
     def body(first: int, last: int) -> None:
         size = of.field(None).size
-        b = np.zeros((steps + 1) * size, of.dtype)
+        b = np.empty((steps + 1) * size, of.dtype)
+        b[:size] = 0
         sent, found = (np.zeros(m * size if with_gradient else 0, of.dtype) for m in (2, 1))
         for group in range(first, last):
             n, c = divmod(group, of.groups[1])
             p, y, valid, u = of.of(n, c)
             off = np.where(valid, p - y, 0)
-            if group > first:
-                b[size:] = 0
             of.inside(b[:size])[...] = off * off
             alive = np.zeros((steps + 1, *of.padded[:2]), np.uint8)
             sums[n, c] = _erode(
