@@ -182,14 +182,15 @@ def forward(
             n, c = divmod(group, of.groups[1])
             p, y, valid, u = of.of(n, c)
             off = np.where(valid, p - y, 0)
-            of.inside(b[:size])[...] = off * off
+            np.multiply(off, off, out=of.inside(b[:size]))
             alive = np.zeros((steps + 1, *of.padded[:2]), np.uint8)
             sums[n, c] = _erode(
                 b, size, of.field(u), of.layout, steps, alpha, NORMS.index(norm), sent, found, alive,
                 np.zeros((steps + 1, 2)),
             )  # fmt: skip
             if out is not None:
-                np.multiply(2 * off, of.inside(found), out=out[n, c + of.first])
+                off *= 2
+                np.multiply(off, of.inside(found), out=out[n, c + of.first])
 
     run(body, sums.size)
     return torch.from_numpy(sums), grad
