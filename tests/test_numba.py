@@ -23,8 +23,16 @@ from segfuse.backends.numba import _half, _run
 X, Y = problem("multiclass", dtype=torch.float32)
 
 
+@pytest.fixture(params=["openmp", "python"])
+def workers(request, threads, monkeypatch):
+    if request.param == "python":
+        monkeypatch.setattr(_run, "_forked", True)
+    elif _run._openmp() is None:
+        pytest.skip("torch has no OpenMP runtime of GNU")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_as_many_threads_as_torch(threads, count):
+def test_as_many_threads_as_torch(workers, count):
     torch.set_num_threads(count)
     seen: list[tuple[int, int]] = []
     together = threading.Barrier(count, timeout=60)  # all of them at once
@@ -38,15 +46,39 @@ def test_as_many_threads_as_torch(threads, count):
     assert sorted(i for first, last in seen for i in range(first, last)) == list(range(8))
 
 
-def test_an_error_in_any_thread_comes_back(threads):
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_an_error_in_any_thread_comes_back(workers, where, error):
     torch.set_num_threads(2)
+    done: list[int] = []
 
     def work(first: int, last: int) -> None:
-        if first > 0:
-            raise ArithmeticError("of the second thread")
+        if first == where:
+            raise error("of a thread")
+        done.append(first)
 
-    with pytest.raises(ArithmeticError, match="second thread"):
+    with pytest.raises(error, match="of a thread"):
         _run.run(work, 2)
+    assert done == [1 - where]
+
+
+def test_several_threads_at_once(workers):
+    """Each with a team of its own."""
+    torch.set_num_threads(2)
+    with sf.use_backend("numba"):
+        expected = evaluate(sf.DiceCELoss(), X, Y)
+    found: list[bool] = []
+
+    def call() -> None:
+        with sf.use_backend("numba"):
+            found.extend(all(map(same, evaluate(sf.DiceCELoss(), X, Y), expected)) for _ in range(20))
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert found == [True] * 80
 
 
 def test_says_once_that_it_compiles(caplog):

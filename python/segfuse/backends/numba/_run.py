@@ -1,17 +1,21 @@
 """What every Numba kernel needs: NumPy views of tensors, and one parallel loop.
 
-Threads are Python's: a kernel releases the interpreter's lock and takes a range of pieces. Numba's own parallel loops
-would bring a second pool of threads, one that ends the process when it is entered after a fork or, in its portable
-form, from two threads at once.
+A kernel releases the interpreter's lock and takes a range of pieces, on threads of the OpenMP runtime that torch has
+loaded: after each of its operations these wait busily for the next, and others would wait for a processor meanwhile.
+Where it cannot be called (another system, a process after a fork) they are Python's. Numba's own parallel loops end the
+process when they are entered after a fork or, in their portable form, from two threads at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -23,6 +27,7 @@ from ...ops.pixel_stats import FLOATING
 
 _log = logging.getLogger("segfuse")
 _pool: ThreadPoolExecutor | None = None
+_Part = Callable[[int], None]
 
 # NaN and infinity keep their meaning: no "nnan", no "ninf". "reassoc" would undo roundings that are meant.
 _FASTMATH = {"contract", "nsz"}
@@ -60,18 +65,61 @@ def run(kernel: Callable[..., Any], pieces: int, *arguments: Any) -> None:
     """
     _announce()
     threads = max(1, min(torch.get_num_threads(), pieces))
-    ends = [pieces * i // threads for i in range(threads + 1)]
     if threads == 1:
         kernel(0, pieces, *arguments)
         return
-    others = [_workers().submit(kernel, *ends[i : i + 2], *arguments) for i in range(1, threads)]
+
+    def part(i: int) -> None:
+        kernel(pieces * i // threads, pieces * (i + 1) // threads, *arguments)
+
+    openmp = None if _forked else _openmp()
+    errors = _by_python(part, threads) if openmp is None else _by_openmp(openmp, part, threads)
+    for error in errors:
+        raise error
+
+
+@functools.cache
+def _openmp() -> Any:
+    """GNU's runtime, where torch has loaded it and nobody another one."""
     try:
-        kernel(*ends[:2], *arguments)
+        loaded = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)", Path("/proc/self/maps").read_text()))
+        (path,) = loaded
+        library = ctypes.CDLL(path)
+    except (OSError, ValueError):
+        return None
+    if "libgomp" not in path:
+        return None
+    library.GOMP_parallel.argtypes = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library
+
+
+_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _by_openmp(openmp: Any, part: _Part, threads: int) -> list[BaseException]:
+    """The errors of all parts."""
+    left = iter(range(threads))
+    errors: list[BaseException] = []
+
+    def body(_: Any) -> None:  # in every thread of the team, which may be smaller than it should
+        try:
+            for i in left:
+                part(i)
+        except BaseException as error:
+            errors.append(error)
+
+    openmp.GOMP_parallel(_BODY(body), None, threads, 0)
+    return errors
+
+
+def _by_python(part: _Part, threads: int) -> list[BaseException]:
+    others = [_workers().submit(part, i) for i in range(1, threads)]
+    try:
+        part(0)
     finally:
         errors = [other.exception() for other in others]  # waits: no thread may outlive the memory it writes to
-    for error in errors:
-        if error is not None:
-            raise error
+    return [error for error in errors if error is not None]
 
 
 def _workers() -> ThreadPoolExecutor:
@@ -81,14 +129,17 @@ def _workers() -> ThreadPoolExecutor:
     return _pool
 
 
-def _forget_workers() -> None:
+_forked = False
+
+
+def _after_fork() -> None:
     """Threads do not survive a fork; the child starts its own."""
-    global _pool
-    _pool = None
+    global _pool, _forked
+    _pool, _forked = None, True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_workers)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
