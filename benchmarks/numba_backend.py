@@ -8,9 +8,6 @@
 Plain torch is the code that `peers.py` has for the loss, in float32 for logits of half precision (sums of float16
 overflow), else the reference backend (marked *). It is left out where a call takes seconds. Distances have no backward
 pass. Gradients and distances are checked equal before anything is timed.
-
-torch's OpenMP threads wait busily for a while after each of its operations, and so take time from Numba's threads where
-the two alternate, as here. OMP_WAIT_POLICY=passive in the environment ends that.
 """
 
 from __future__ import annotations
@@ -243,8 +240,7 @@ def main() -> None:
     machine = environment()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba", "llvmlite", "numpy"))
     modified = " with changes" if machine["modified"] else ""
-    policy = "".join(f", {name}={environ[name]}" for name in ("OMP_WAIT_POLICY",) if name in environ)
-    print(f"{machine['cpu']} ({machine['isa']}), {THREADS} threads{policy}, {machine['system']}; {versions}")
+    print(f"{machine['cpu']} ({machine['isa']}), {THREADS} threads, {machine['system']}; {versions}")
     print(f"segfuse at commit {machine['commit'][:10]}{modified}, {machine['date']}; wall time")
     if options.compile:
         print(f"\nThe first call of a process, in seconds\n{'':22} {'compiles':>9} {'on disk':>9}")
