@@ -36,9 +36,9 @@ def compiled_code(case: CaseResult) -> float | None:
 
 
 def extra_mib(case: CaseResult, name: str = "segfuse") -> float | None:
-    """Peak memory beyond the gradient."""
+    """Peak memory beyond the gradient; 0 where the process had some of that to spare."""
     peak = case["peak_mib"].get(name)
-    return None if peak is None else peak - case["gradient_mib"]
+    return None if peak is None else max(0.0, peak - case["gradient_mib"])
 
 
 @dataclass(frozen=True)
