@@ -100,16 +100,20 @@ _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _by_openmp(openmp: Any, part: _Part, threads: int) -> list[BaseException]:
     """The errors of all parts."""
     left = iter(range(threads))
+    done: list[int] = []
     errors: list[BaseException] = []
 
     def body(_: Any) -> None:  # in every thread of the team, which may be smaller than it should
         try:
             for i in left:
                 part(i)
+                done.append(i)
         except BaseException as error:
             errors.append(error)
 
     openmp.GOMP_parallel(_BODY(body), None, threads, 0)
+    if len(done) + len(errors) < threads:  # an interrupt on the way into `body` is printed by ctypes, and no more
+        errors.append(KeyboardInterrupt())
     return errors
 
 
