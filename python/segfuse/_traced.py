@@ -62,10 +62,21 @@ def traceable_function(function: _F) -> _F:
     return cast(_F, call)
 
 
-def plainly(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The loss in torch operations, for ONNX, which knows no others. Only formulas on sums have such a form."""
+def plainly(forward: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -> Any:
+    """The loss in torch operations, for ONNX, which knows no others.
+
+    Raises:
+        NotImplementedError: it is no formula on sums, or on those of a distance map that is not given.
+    """
+    alone = getattr(loss, "fusable", True) or hasattr(loss, "terms")  # the terms of a sum are asked one by one
+    if not alone or (getattr(loss, "measurer", None) is not None and kwargs.get("distance_map") is None):
+        raise NotImplementedError(
+            f"{type(loss).__name__} has no form in ONNX, which takes formulas on sums"
+            f"{', and no distance transforms' if alone else ''}. "
+            f"Try: {'distance_map=..., or ' if alone else ''}export the network without its loss"
+        )
     with use_backend("reference"):
-        return forward(*args, **kwargs)
+        return forward(loss, *args, **kwargs)
 
 
 def traced(forward: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -> Any:
