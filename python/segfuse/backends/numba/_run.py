@@ -80,10 +80,10 @@ def run(kernel: Callable[..., Any], pieces: int, *arguments: Any) -> None:
 
 @functools.cache
 def _openmp() -> Any:
-    """GNU's runtime, where torch has loaded it and nobody another one."""
+    """GNU's runtime, if torch brought it, or it is the only one there is."""
     try:
         loaded = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)", Path("/proc/self/maps").read_text()))
-        (path,) = loaded
+        (path,) = {p for p in loaded if Path(torch.__file__).parent in Path(p).parents} or loaded
         library = ctypes.CDLL(path)
     except (OSError, ValueError):
         return None
