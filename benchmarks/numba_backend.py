@@ -240,8 +240,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the first call, instead of the table")
     parser.add_argument("--first-call", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if unknown := set(options.ops) - {*OPS, *FIRST}:
-        parser.error(f"no such op: {', '.join(unknown)}. Try: {', '.join(OPS)}")
+    known = (*OPS, *(FIRST if options.compile else ()))
+    if unknown := set(options.ops) - set(known):
+        parser.error(f"no such op: {', '.join(unknown)}. Try: {', '.join(known)}")
     torch.set_num_threads(THREADS)
     if options.first_call:
         print(first_call(options.first_call))
@@ -257,7 +258,7 @@ def main() -> None:
         print("Milliseconds; numba / cpp; plain torch (*: the reference backend) and plain torch / numba\n")
         print(f"{'op':22} {'':26} {'shape':15} {'cpp':>9} {'numba':>9} {'/ cpp':>7} {'torch':>10} {'/ numba':>7}")
     steady_heap()
-    for op in options.ops or (*OPS, *(FIRST if options.compile else ())):
+    for op in options.ops or known:
         if options.compile:
             print(compile_row(op), flush=True)
             continue

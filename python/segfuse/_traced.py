@@ -68,12 +68,12 @@ def plainly(forward: Callable[..., Any], loss: Any, *args: Any, **kwargs: Any) -
     Raises:
         NotImplementedError: it is no formula on sums, or on those of a distance map that is not given.
     """
-    alone = getattr(loss, "fusable", True) or hasattr(loss, "terms")  # the terms of a sum are asked one by one
-    if not alone or (getattr(loss, "measurer", None) is not None and kwargs.get("distance_map") is None):
+    in_sums = getattr(loss, "fusable", True) or hasattr(loss, "terms")  # the terms of a sum are asked one by one
+    if not in_sums or (getattr(loss, "measurer", None) is not None and kwargs.get("distance_map") is None):
         raise NotImplementedError(
             f"{type(loss).__name__} has no form in ONNX, which takes formulas on sums"
-            f"{', and no distance transforms' if alone else ''}. "
-            f"Try: {'distance_map=..., or ' if alone else ''}export the network without its loss"
+            f"{', and no distance transforms' if in_sums else ''}. "
+            f"Try: {'distance_map=..., or ' if in_sums else ''}export the network without its loss"
         )
     with use_backend("reference"):
         return forward(loss, *args, **kwargs)

@@ -94,13 +94,17 @@ def _cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _threads(torch: Any) -> Report:
+def openmp_runtimes() -> list[str]:
+    """The files of those that this process has loaded."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux: unknown
-        maps = ""
-    runtimes = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)", maps))
-    return {"torch": torch.get_num_threads() if torch is not None else None, "openmp": sorted(runtimes)}
+        return []
+    return sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)", maps)))
+
+
+def _threads(torch: Any) -> Report:
+    return {"torch": torch.get_num_threads() if torch is not None else None, "openmp": openmp_runtimes()}
 
 
 def _cuda(torch: Any, kernels: Any) -> Report:

@@ -449,7 +449,7 @@ class Loss(Scriptable, nn.Module, metaclass=_Made):
             return x._replace(distance=call.measurer.distances(x, call.geometry))
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        return evaluate(x, call, with_terms)
+        return (loss_map(x, call), []) if self.by_pixel else evaluate(x, call, with_terms)
 
     def formula_for(self, g: Geometry) -> Formula:
         key = (g.mode, g.activation, g.shape[1], self._state())
@@ -665,9 +665,6 @@ class PixelLoss(Loss):
     def by_pixel(self) -> bool:
         return self.reduction == "none"
 
-    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        return (loss_map(x, call), []) if self.by_pixel else super().evaluate(x, call, with_terms)
-
     def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
         return g.map_shape
 
@@ -731,7 +728,8 @@ class StatsLoss(Loss):
 
     def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
         value, terms = super().evaluate(x, call, with_terms)
-        if self.reduction == "none" and not call.formula.traced:  # a tensor keeps the axes that were summed over
+        # A tensor keeps the axes that were summed over.
+        if self.reduction == "none" and not (self.by_pixel or call.formula.traced):
             value = value.squeeze(1) if self.average == "micro" else value
             value = value.squeeze(0) if self.batch else value
         return value, terms

@@ -8,14 +8,13 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..ops.formula import Array, Call, PixelStats, mean, ratio, where
-from ..ops.pixel_stats import Geometry, Tensors
+from ..ops.formula import Array, PixelStats, mean, ratio, where
+from ..ops.pixel_stats import Geometry
 from ._base import (
     RegionOptions,
     StatsLoss,
     UnsmoothedRegionOptions,
     UnweightedRegionOptions,
-    loss_map,
     number,
     one_of,
 )
@@ -163,6 +162,3 @@ class SelfAdjustingDiceLoss(StatsLoss):
 
     def unreduced_shape(self, g: Geometry) -> tuple[int, ...]:
         return g.map_shape if self.by_pixel else super().unreduced_shape(g)
-
-    def evaluate(self, x: Tensors, call: Call, with_terms: bool = False) -> tuple[Tensor, Sequence[Tensor]]:
-        return (loss_map(x, call), []) if self.by_pixel else super().evaluate(x, call, with_terms)

@@ -106,6 +106,22 @@ def _add(partial: Any, row: int, sample: int, j: int, lanes: Any) -> None:
         partial[row, sample, j] += total_of(lanes)
 
 
+@part
+def _add_sums(
+    partial: Any, rows: Any, sample: int, j: int, seen: Any, y_count: Any, weight: Any, true: Any,
+    pred: Any, pred2: Any, tp: Any, tp2: Any,
+) -> None:  # fmt: skip
+    _add(partial, rows[COUNT], sample, j, seen)
+    _add(partial, rows[TRUE_COUNT], sample, j, y_count)
+    _add(partial, rows[WEIGHT], sample, j, weight)
+    _add(partial, rows[TRUE], sample, j, true)
+    _add(partial, rows[TRUE2], sample, j, true)
+    _add(partial, rows[PRED], sample, j, pred)
+    _add(partial, rows[PRED2], sample, j, pred2)
+    _add(partial, rows[TP], sample, j, tp)
+    _add(partial, rows[TP2], sample, j, tp2)
+
+
 @compiled
 def softmax_pass(
     first: int,
@@ -225,15 +241,7 @@ def softmax_pass(
                         g = p * g + select(here, load(s, _OWN + i), p * load(s, _H + i))
                         put_number(out, out_at + i, size - i, g if probabilities else u * 0)
                 if sums:
-                    _add(partial, rows[COUNT], sample, j, seen)
-                    _add(partial, rows[TRUE_COUNT], sample, j, y_count)
-                    _add(partial, rows[WEIGHT], sample, j, weight)
-                    _add(partial, rows[TRUE], sample, j, true)
-                    _add(partial, rows[TRUE2], sample, j, true)
-                    _add(partial, rows[PRED], sample, j, pred)
-                    _add(partial, rows[PRED2], sample, j, pred2)
-                    _add(partial, rows[TP], sample, j, tp)
-                    _add(partial, rows[TP2], sample, j, tp2)
+                    _add_sums(partial, rows, sample, j, seen, y_count, weight, true, pred, pred2, tp, tp2)
                     for t in range(T):
                         found = spread(s, 0)
                         for i in range(0, size, LANES):
@@ -334,15 +342,7 @@ def sigmoid_pass(
                 if sums:
                     if not weighted:
                         weight, true = seen, y_count
-                    _add(partial, rows[COUNT], sample, j, seen)
-                    _add(partial, rows[TRUE_COUNT], sample, j, y_count)
-                    _add(partial, rows[WEIGHT], sample, j, weight)
-                    _add(partial, rows[TRUE], sample, j, true)
-                    _add(partial, rows[TRUE2], sample, j, true)
-                    _add(partial, rows[PRED], sample, j, pred)
-                    _add(partial, rows[PRED2], sample, j, pred2)
-                    _add(partial, rows[TP], sample, j, tp)
-                    _add(partial, rows[TP2], sample, j, tp2)
+                    _add_sums(partial, rows, sample, j, seen, y_count, weight, true, pred, pred2, tp, tp2)
                     for t in range(T):
                         _add(partial, terms[t, 1], sample, j, load(s, 2 * t * LANES))
                         _add(partial, terms[t, 1] + 1, sample, j, load(s, (2 * t + 1) * LANES))

@@ -12,7 +12,6 @@ import ctypes
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...doctor import openmp_runtimes
 from ...ops.pixel_stats import FLOATING
 
 _log = logging.getLogger("segfuse")
@@ -81,13 +81,13 @@ def run(kernel: Callable[..., Any], pieces: int, *arguments: Any) -> None:
 @functools.cache
 def _openmp() -> Any:
     """GNU's runtime, if torch brought it, or it is the only one there is."""
-    try:
-        loaded = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)[-.]\S*)", Path("/proc/self/maps").read_text()))
-        (path,) = {p for p in loaded if Path(torch.__file__).parent in Path(p).parents} or loaded
-        library = ctypes.CDLL(path)
-    except (OSError, ValueError):
+    loaded = openmp_runtimes()
+    chosen = [path for path in loaded if Path(torch.__file__).parent in Path(path).parents] or loaded
+    if len(chosen) != 1 or "libgomp" not in chosen[0]:
         return None
-    if "libgomp" not in path:
+    try:
+        library = ctypes.CDLL(chosen[0])
+    except OSError:
         return None
     library.GOMP_parallel.argtypes = [_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from ._half import narrow, widen
 from ._run import compiled, view
 
 Array = NDArray[Any]
-EMPTY: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
 WIDE = 4096  # pixels; NumPy takes three times as long for a row of int64, but needs no call of a kernel
 NUMBERS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}  # what `_half` reads and writes, and as what
 LABELS = {torch.bool: torch.uint8, torch.uint8: torch.uint8, torch.int64: torch.int64}  # those people have
@@ -40,7 +38,7 @@ class Operand:
     """A tensor, cut into pieces. ``shape`` is ``(N, C or 1, *spatial)``. ``known``: dtypes that the kernel converts."""
 
     def __init__(
-        self, x: Tensor, spatial: tuple[int, ...], computed: Any, known: Mapping[torch.dtype, torch.dtype] = EMPTY
+        self, x: Tensor, spatial: tuple[int, ...], computed: Any, known: Mapping[torch.dtype, torch.dtype] | None = None
     ) -> None:
         if x.ndim == len(spatial) + 1:
             x = x.unsqueeze(1)
@@ -55,8 +53,9 @@ class Operand:
             self.in_place = False
             return
         own = not self.half and view(flat).dtype == self.computed
-        self.in_place = flat.is_contiguous() and (own or x.dtype in known)
-        self.flat = view(flat.view(known[x.dtype]) if self.in_place and not own else flat)
+        seen = None if own or known is None else known.get(x.dtype)
+        self.in_place = flat.is_contiguous() and (own or seen is not None)
+        self.flat = view(flat.view(seen) if self.in_place and seen is not None else flat)
 
     def tile(self, most: int, pixels: int) -> Array:
         """Memory for the copy of a piece; the tensor itself where none is needed."""

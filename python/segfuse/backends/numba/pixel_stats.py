@@ -17,7 +17,7 @@ from .._layout import ACTIVATION
 from . import _hard_targets as hard
 from . import _rows as r
 from ._run import refuses, run
-from ._tiles import EMPTY, LABELS, NUMBERS, Array, Operand, Piece
+from ._tiles import LABELS, NUMBERS, Array, Operand, Piece
 
 __all__ = ["backward", "forward", "loss_map", "refuses"]
 
@@ -597,7 +597,7 @@ class _Job:
         )
         known = {_X: NUMBERS, _OUT: NUMBERS, _TARGET: LABELS} if self.hard else {}
         self.operands = [
-            None if t is None else Operand(t, g.spatial, self.dtype, known.get(i, EMPTY)) for i, t in enumerate(tensors)
+            None if t is None else Operand(t, g.spatial, self.dtype, known.get(i)) for i, t in enumerate(tensors)
         ]
         self.given = np.array([t is not None for t in tensors], np.int64)
         self.copied = np.array([o is not None and not o.in_place for o in self.operands], np.int64)
